@@ -1,0 +1,27 @@
+# make demo    the main job on an embedded remote      (KEEP=1 leaves it mounted, STOP=1 ends what was kept)
+# make test    ruff, mypy --strict, pytest             (TESTS=tests/disk for a part, PYTEST_ARGS=-x for options)
+# make bench   nbmountd, rclone and a local directory  (ROWS=read,small, QUICK=1, JSON=result.json)
+#
+# Each target does its own set-up: system packages where they are missing (root or sudo), then .venv.
+
+.PHONY: demo test lint bench clean
+.DEFAULT_GOAL := test
+
+demo:
+	@tools/prepare demo
+	@.venv/bin/nbmountd demo $(if $(STOP),--stop) $(if $(KEEP),--keep) $(if $(DIRECTORY),--directory '$(DIRECTORY)')
+
+lint:
+	@tools/prepare test
+	.venv/bin/ruff check
+	.venv/bin/mypy --strict
+
+test: lint
+	.venv/bin/pytest $(PYTEST_ARGS) $(TESTS)
+
+bench:
+	@tools/prepare bench
+	@.venv/bin/python -m bench $(if $(ROWS),--rows '$(ROWS)') $(if $(QUICK),--quick) $(if $(JSON),--json '$(JSON)')
+
+clean:
+	rm -rf .venv .demo .bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,111 @@
+"""The command line of the benchmark: sets the stage, alternates the systems row by row, prints the report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.report import Report
+from bench.rows import QUICK, ROWS, Row, Scale
+from bench.server import MeteredApache
+from bench.systems import Local, Nbmountd, Rclone, System, costing, unmount
+from nbmountd import __version__
+
+
+def main() -> int:
+    """Runs the chosen rows; the exit status is 0 when all of them ran, whoever was ahead."""
+    arguments = parse()
+    scale = QUICK if arguments.quick else Scale()
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    with ExitStack() as stack:
+        home = Path(tempfile.mkdtemp(prefix="nbmountd-bench-", dir=arguments.directory))
+        stack.callback(shutil.rmtree, home, ignore_errors=True)
+        server = MeteredApache(home / "server", home / "work")
+        stack.enter_context(server)
+        systems: list[System] = [Nbmountd(home, server), Rclone(home, server), Local(home)]
+        for system in systems:
+            stack.callback(unmount, system.mount)
+            stack.callback(system.stop)
+        report = Report([system.name for system in systems])
+        for name in arguments.rows:
+            run_row(ROWS[name], systems, server, scale, arguments.repetitions, report, console)
+    report.show(console)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps({"about": about(arguments), "rows": report.as_json()}, indent=1) + "\n")
+    return 0
+
+
+def run_row(
+    row: Row, systems: Sequence[System], server: MeteredApache, scale: Scale, repetitions: int, report: Report,
+    console: Console,
+) -> None:
+    """Every system does the row `repetitions` times, each time in another order and from empty caches."""
+    systems[-1].start()
+    for root in {system.remote for system in systems}:
+        row.prepare(root, scale)
+    for repetition in range(repetitions):
+        turn = repetition % len(systems)
+        for system in [*systems[turn:], *systems[:turn]]:
+            console.print(f"[dim]{row.title}: {repetition + 1}/{repetitions} {system.name}[/]")
+            system.start()
+            try:
+                with costing(system) as cost:
+                    results = row.run(system, scale, server.bytes_sent)
+            finally:
+                system.stop()
+            for label, value in results.items():
+                report.add(label, system.name, value)
+            served = bool(cost.memory)
+            report.add(f"  {row.title}: CPU of the daemon", system.name, cost.cpu if served else None)
+            report.add(f"  {row.title}: memory of the daemon", system.name, cost.memory if served else None)
+    for root in {system.remote for system in systems}:
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir()
+
+
+def about(arguments: argparse.Namespace) -> dict[str, object]:
+    """What a reader of the numbers has to know."""
+    rclone = subprocess.run(["rclone", "version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    return {
+        "nbmountd": __version__,
+        "rclone": rclone,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "cores": os.cpu_count(),
+        "repetitions": arguments.repetitions,
+        "quick": arguments.quick,
+    }
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("--rows", type=rows, default=list(ROWS), help=f"which of {','.join(ROWS)}; default all")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, one repetition")
+    parser.add_argument("--repetitions", type=int, help="default 3, or 1 with --quick")
+    parser.add_argument("--json", help="write everything measured to this file, too")
+    parser.add_argument("--directory", help="a directory on the disk to use; default the system's temporary one")
+    arguments = parser.parse_args()
+    arguments.repetitions = arguments.repetitions or (1 if arguments.quick else 3)
+    return arguments
+
+
+def rows(text: str) -> list[str]:
+    names = text.replace(",", " ").split()
+    if unknown := [name for name in names if name not in ROWS]:
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())

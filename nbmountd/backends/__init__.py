@@ -1,0 +1,1 @@
+"""Drivers for remotes; see base.py for the contract."""

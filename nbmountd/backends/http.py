@@ -1,0 +1,478 @@
+"""HTTP requests in worker threads: one request a call, streamed both ways, ended when the caller is cancelled.
+
+It knows nothing of WebDAV or of any other meaning of the answers. It follows no redirect and repeats nothing, with one
+exception: after a 401 the request goes out once more if there is another credential by then.
+
+Touched by several tasks: the connection pool (urllib3's own locks), the cookie jar (its own lock), the counters and the
+addresses (on the loop only). The thread of an exchange shares nothing with the loop but its `Lever`.
+"""
+
+from __future__ import annotations
+
+import email.message
+import http
+import http.client
+import io
+import ssl
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from functools import partial
+from http.cookiejar import CookieJar
+from typing import Any, Protocol, cast
+from urllib.parse import urlsplit
+
+import trio
+import urllib3
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    IncompleteRead,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+    SSLError,
+)
+
+from nbmountd import __version__
+from nbmountd.backends.base import Body
+from nbmountd.backends.connections import Address, Lever, new_pool
+from nbmountd.backends.credentials import Credential
+from nbmountd.errors import (
+    ConfigError,
+    NameRefused,
+    RemoteDenied,
+    RemoteError,
+    RemoteFull,
+    RemoteLocked,
+    RemoteNotFound,
+    RemoteProtocolError,
+    RemoteTimeout,
+    RemoteTooLarge,
+    RemoteUnavailable,
+    RemoteUnsupported,
+    Unauthenticated,
+    VersionMismatch,
+)
+from nbmountd.threads import run_interruptible
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "PROPFIND", "REPORT", "SEARCH"})
+"""Methods that change nothing: no answer leaves no doubt."""
+
+SMALL_BODY = 64 * 1024
+"""Bytes of a body that nobody streams. Larger ones are cut there and cost the connection."""
+
+PIECE = 256 * 1024
+"""Bytes handed to a receiver at a time. Larger ones measured no faster and leave the processor's cache."""
+
+SEND_PIECE = 1024 * 1024
+"""Bytes asked of a body at a time: 2.7 times the throughput of urllib3's default of 16 KiB (measured)."""
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds for a TCP connection; three tries of SYN fit in."""
+
+ADDRESS_LIFETIME = 60.0
+"""Seconds that a resolved address is used for without asking again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back. `body` is empty if a receiver took it, and cut after SMALL_BODY bytes for errors."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in any case. Values of repeated headers are joined by a comma."""
+    body: bytes = b""
+
+
+class Incoming:
+    """An answer whose body has yet to be read; lives in the worker thread of one request."""
+
+    def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+        self.received = 0
+        self._response = response
+
+    def pieces(self, size: int = PIECE) -> Iterator[memoryview]:
+        """The body in order, `size` bytes at a time, decoded if it came compressed. Each view is valid until the next."""
+        while data := self._response.read(size):
+            self.received += len(data)
+            yield memoryview(data)
+
+
+class Receive(Protocol):
+    """Takes the body of a 2xx answer in the worker thread. What it raises comes out of the request unchanged."""
+
+    def __call__(self, incoming: Incoming, /) -> None: ...
+
+
+class Send(Protocol):
+    """Sends one request from within the worker thread and returns its answer."""
+
+    def __call__(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | Body | None = None,
+        receive: Receive | None = None,
+    ) -> Answer: ...
+
+
+@dataclass(frozen=True)
+class HTTPStatistics:
+    """Counts since start."""
+
+    requests: int
+    """Requests sent, whatever became of them."""
+    bytes_sent: int
+    """Bytes of bodies."""
+    bytes_received: int
+    """Bytes of bodies, after decompression."""
+
+
+class HTTPClient:
+    """Requests to one origin with one credential, at most `connections` at a time.
+
+    `timeout`: seconds that the server may be silent. `ca_bundle`: PEM file with the certificates to trust instead of
+    the system's. Raises ConfigError when that file cannot be used.
+    """
+
+    def __init__(
+        self, origin: str, *, credential: Credential, connections: int, timeout: float, ca_bundle: str | None = None
+    ) -> None:
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"not an http or https address: {origin!r}")
+        self.origin = f"{parts.scheme}://{parts.netloc}"
+        self._host = parts.hostname
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._credential = credential
+        self._proven: str | None = None
+        self._first = trio.Lock()
+        self._limiter = trio.CapacityLimiter(connections)
+        self._addresses: tuple[Address, ...] = ()
+        self._addresses_until = 0.0
+        self._cookies = CookieJar()
+        self._closed = False
+        self._levers: set[Lever] = set()
+        self._requests = self._bytes_sent = self._bytes_received = 0
+        self._pool = new_pool(
+            maxsize=connections,
+            block=False,
+            retries=False,
+            timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, timeout), read=timeout),
+            blocksize=SEND_PIECE,
+            ssl_context=_tls_context(ca_bundle) if parts.scheme == "https" else None,
+        )
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | Body | None = None,
+        receive: Receive | None = None,
+    ) -> Answer:
+        """Sends one request and returns the answer, whatever its status.
+
+        `url` is whole, quoted, and of this client's origin. `receive` gets the body of a 2xx answer. Raises RemoteError:
+        Unauthenticated for 401, RemoteUnavailable and its kin when there is no answer, with `in_doubt` set if the method
+        changes something and may have been carried out. What `body` or `receive` raise comes out unchanged. Ends soon
+        after cancellation; the thread is done with `body` and `receive` then.
+        """
+        return await self.perform(
+            f"{method} {urlsplit(url).path}", lambda send: send(method, url, headers or {}, body, receive), body
+        )
+
+    async def perform(self, what: str, call: Callable[[Send], Answer], body: bytes | Body | None = None) -> Answer:
+        """Runs `call` in a worker thread with the means to send one request; otherwise like `request`.
+
+        `what` names the request in errors; `body` is rewound before the request is repeated with another credential.
+        """
+        for again in (False, True):
+            if again and body is not None and not isinstance(body, bytes):
+                body.rewind()
+            header = await self._credential.authorization()
+            if header == self._proven:
+                answer = await self._exchange(what, call, header)
+            else:
+                # A new credential goes alone: eight refused log-ins at once are most of what it takes to be locked out
+                # (Nextcloud: eleven within half an hour, for everybody behind our address).
+                async with self._first:
+                    header = await self._credential.authorization()
+                    answer = await self._exchange(what, call, header)
+                    if answer.status not in (401, 429) and answer.status < 500:
+                        self._proven = header
+            if answer.status != 401:
+                return answer
+            self._credential.refuse(header)
+            if self._proven == header:
+                self._proven = None
+        await self._credential.authorization()
+        raise Unauthenticated(f"{what}: the server refuses the credential (401), and refused the one before")
+
+    async def _exchange(self, what: str, call: Callable[[Send], Answer], header: str | None) -> Answer:
+        lever = Lever(await self._resolve())
+        exchange = _Exchange(self._pool, self._cookies, lever, header, what)
+        if self._closed:
+            raise RemoteUnavailable(f"{what}: the mount is closing")
+        self._levers.add(lever)
+        try:
+            return await run_interruptible(partial(exchange.run, call), lever.pull, self._limiter)
+        finally:
+            self._levers.discard(lever)
+            self._requests += exchange.requests
+            self._bytes_sent += exchange.bytes_sent
+            self._bytes_received += exchange.bytes_received
+
+    async def _resolve(self) -> tuple[Address, ...]:
+        """The server's addresses. Asked for on the loop, where waiting for a name server can be cancelled."""
+        now = trio.current_time()
+        if now < self._addresses_until:
+            return self._addresses
+        try:
+            found = await trio.socket.getaddrinfo(self._host, self._port, type=trio.socket.SOCK_STREAM)
+        except OSError as exc:
+            if not self._addresses:
+                raise RemoteUnavailable(f"the name {self._host} cannot be resolved: {exc}") from exc
+        else:
+            self._addresses = tuple((family, address) for family, _, _, _, address in found)
+        self._addresses_until = now + ADDRESS_LIFETIME
+        return self._addresses
+
+    def statistics(self) -> HTTPStatistics:
+        """Counts of finished requests."""
+        return HTTPStatistics(self._requests, self._bytes_sent, self._bytes_received)
+
+    async def aclose(self) -> None:
+        """Ends all connections; running requests raise RemoteUnavailable. May be called twice."""
+        self._closed = True
+        for lever in self._levers:
+            lever.pull()
+        self._pool.clear()
+        await trio.lowlevel.checkpoint()
+
+
+class _Exchange:
+    """One request in its worker thread."""
+
+    def __init__(
+        self, pool: urllib3.PoolManager, cookies: CookieJar, lever: Lever, authorization: str | None, what: str
+    ) -> None:
+        self._pool = pool
+        self._cookies = cookies
+        self._lever = lever
+        self._authorization = authorization
+        self._what = what
+        self._method = ""
+        self.requests = self.bytes_sent = self.bytes_received = 0
+
+    def run(self, call: Callable[[Send], Answer]) -> Answer:
+        with self._lever.in_hand():
+            return call(self._send)
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | Body | None = None,
+        receive: Receive | None = None,
+    ) -> Answer:
+        self._method = method
+        self.requests += 1
+        sent = {"User-Agent": f"nbmountd/{__version__}", **headers}
+        if self._authorization is not None:
+            sent["Authorization"] = self._authorization
+        if cookie := self._cookie(url):
+            sent["Cookie"] = cookie
+        outgoing = None if body is None else _Outgoing(body)
+        if outgoing is not None:
+            sent["Content-Length"] = str(outgoing.size)  # so that it is not sent chunked: several servers mishandle that
+        try:
+            response = self._pool.urlopen(
+                method, url, body=cast(Any, outgoing), headers=sent, redirect=False, preload_content=False
+            )
+        except HTTPError as exc:
+            raise self._lost(exc) from exc
+        except _BodyFailed as exc:
+            raise exc.cause from None
+        finally:
+            self.bytes_sent += outgoing.sent if outgoing is not None else 0
+        return self._take(url, response, receive)
+
+    def _take(self, url: str, response: urllib3.BaseHTTPResponse, receive: Receive | None) -> Answer:
+        """The answer, with its body read in any case, so that the connection can serve again; else it is closed."""
+        incoming = Incoming(response)
+        try:
+            self._keep_cookies(url, response)
+            content = bytearray()
+            if receive is not None and 200 <= response.status < 300:
+                receive(incoming)
+                rest = response.read(1)
+            else:
+                rest = b""
+                for piece in incoming.pieces(SMALL_BODY):
+                    content += piece
+                    if len(content) > SMALL_BODY:
+                        rest = b"cut"
+                        break
+            if rest:
+                response.close()
+                if receive is None and response.status < 300:
+                    raise RemoteProtocolError(f"{self._what}: an answer of more than {SMALL_BODY} bytes")
+        except BaseException as exc:
+            response.close()
+            if isinstance(exc, HTTPError):
+                raise self._lost(exc) from exc
+            raise
+        finally:
+            self.bytes_received += incoming.received
+            response.release_conn()
+        return Answer(response.status, response.headers, bytes(content[:SMALL_BODY]))
+
+    def _lost(self, exc: HTTPError) -> RemoteError:
+        """The one place where exceptions of urllib3, http.client, ssl and socket become ours."""
+        in_doubt = self._lever.connected and self._method not in SAFE_METHODS
+        cause: object = exc
+        if isinstance(exc, ProtocolError) and len(exc.args) > 1:
+            cause = exc.args[1]
+        if isinstance(exc, ConnectTimeoutError):
+            return RemoteTimeout(f"{self._what}: no connection in time")
+        if isinstance(exc, NewConnectionError):
+            return RemoteUnavailable(f"{self._what}: no connection: {exc.__cause__}")
+        if isinstance(exc, ReadTimeoutError) or isinstance(cause, TimeoutError):
+            return RemoteTimeout(f"{self._what}: no answer in time", in_doubt=in_doubt)
+        if isinstance(exc, SSLError):
+            return RemoteUnavailable(f"{self._what}: TLS: {exc}", in_doubt=in_doubt)
+        if isinstance(cause, (IncompleteRead, http.client.IncompleteRead)):
+            return RemoteProtocolError(f"{self._what}: the answer is cut short", in_doubt=in_doubt)
+        if isinstance(cause, OSError):  # RemoteDisconnected is one as well
+            return RemoteUnavailable(f"{self._what}: the connection broke: {cause}", in_doubt=in_doubt)
+        return RemoteProtocolError(f"{self._what}: not HTTP: {type(cause).__name__}", in_doubt=in_doubt)
+
+    def _cookie(self, url: str) -> str | None:
+        if not len(self._cookies):
+            return None
+        request = urllib.request.Request(url)
+        self._cookies.add_cookie_header(request)
+        return request.get_header("Cookie")
+
+    def _keep_cookies(self, url: str, response: urllib3.BaseHTTPResponse) -> None:
+        if "set-cookie" in response.headers:
+            message = email.message.Message()
+            for value in response.headers.getlist("set-cookie"):
+                message["Set-Cookie"] = value
+            request = urllib.request.Request(url)
+            self._cookies.extract_cookies(_CookieSource(message), request)  # type: ignore[arg-type]
+
+
+class _CookieSource:
+    """The part of a response that a cookie jar looks at."""
+
+    def __init__(self, message: email.message.Message) -> None:
+        self._message = message
+
+    def info(self) -> email.message.Message:
+        return self._message
+
+
+class _BodyFailed(Exception):  # noqa: N818 (carries another exception past urllib3's own handlers)
+    def __init__(self, cause: Exception) -> None:
+        super().__init__()
+        self.cause = cause
+
+
+class _Outgoing:
+    """A body on its way: counts, keeps to the announced size, and lets its errors pass urllib3 unchanged."""
+
+    def __init__(self, body: bytes | Body) -> None:
+        if isinstance(body, bytes):
+            self.size = len(body)
+            self._read: Callable[[int], bytes] = io.BytesIO(body).read
+        else:
+            self.size = body.size
+            self._read = body.read
+        self.sent = 0
+
+    def read(self, count: int) -> bytes:
+        left = self.size - self.sent
+        try:
+            data = self._read(min(count, left)) if left else b""
+            if left and not data:
+                raise RuntimeError(f"a body of {self.size} bytes ended after {self.sent}")
+        except Exception as exc:
+            raise _BodyFailed(exc) from None
+        self.sent += len(data)
+        return data
+
+
+def error_of(answer: Answer, what: str) -> RemoteError:
+    """The error that an answer with status 300 or more means in general; a protocol may know better for some.
+
+    The text holds nothing that the server wrote: it may echo secrets or be meant for a terminal.
+    """
+    status = answer.status
+    try:
+        phrase = http.HTTPStatus(status).phrase
+    except ValueError:
+        phrase = "unknown status"
+    text = f"{what}: {status} {phrase}"
+    wait = retry_after(answer.headers)
+    in_doubt = what.split(" ", 1)[0] not in SAFE_METHODS
+    if status < 400:
+        return RemoteProtocolError(f"{text}: redirects are not followed")
+    if status in (429, 503, 425):
+        return RemoteUnavailable(text, retry_after=wait)
+    if status in (408, 504):
+        return RemoteTimeout(text, retry_after=wait, in_doubt=in_doubt)
+    if status == 423:
+        return RemoteLocked(text, retry_after=wait)
+    if kind := _FINAL.get(status):
+        return kind(text)
+    if status >= 500:
+        return RemoteUnavailable(text, retry_after=wait, in_doubt=in_doubt)
+    return RemoteDenied(text)
+
+
+_FINAL: dict[int, type[RemoteError]] = {
+    401: Unauthenticated,
+    403: RemoteDenied,
+    404: RemoteNotFound,
+    405: RemoteUnsupported,
+    410: RemoteNotFound,
+    412: VersionMismatch,
+    413: RemoteTooLarge,
+    414: NameRefused,
+    416: RemoteProtocolError,
+    501: RemoteUnsupported,
+    507: RemoteFull,
+}
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait (RFC 9110, section 10.2.3: a number or a date), or None."""
+    value = headers.get("retry-after", "").strip()
+    if not value:
+        return None
+    if value.isascii() and value.isdigit():
+        return float(min(int(value[:9]), 24 * 3600))
+    try:
+        at = parsedate_to_datetime(value).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return min(max(at - time.time(), 0.0), 24 * 3600.0)
+
+
+def _tls_context(ca_bundle: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_bundle)
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigError(f"ca_bundle {ca_bundle}: {exc}") from exc
+
+

@@ -1,0 +1,125 @@
+"""Requests to a WebDAV server: webdavclient3 names the methods, URLs and headers, our HTTP layer carries them.
+
+It knows nothing of versions and conditions. webdavclient3's own transport leaks a connection for every body it leaves
+unread, follows redirects to log-in pages, loses the headers of errors, and cannot be cancelled; its high-level calls
+send two to six requests each. So only `execute_request` and what it uses is used, with the transport replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from webdav3.client import Client
+
+from nbmountd.backends.base import Body
+from nbmountd.backends.http import Answer, HTTPClient, Incoming, Receive, Send
+from nbmountd.backends.multistatus import MultiStatusParser, Resource
+from nbmountd.errors import RemoteProtocolError
+
+BASIC_PROPERTIES = ("d:resourcetype", "d:getcontentlength", "d:getlastmodified", "d:getetag")
+OWNCLOUD_PROPERTIES = ("oc:fileid", "oc:permissions", "oc:checksums")
+QUOTA_PROPERTIES = ("d:resourcetype", "d:quota-used-bytes", "d:quota-available-bytes")
+
+
+class _Requests(Client):  # type: ignore[misc]  # it has no types
+    """webdavclient3 without its transport. `send` is how the request of this very call is sent."""
+
+    def execute_request(
+        self,
+        action: str,
+        path: str,
+        data: bytes | None = None,
+        headers_ext: Sequence[str] = (),
+        *,
+        send: Send,
+        receive: Receive | None = None,
+    ) -> Answer:
+        headers: dict[str, str] = self.get_headers(action, list(headers_ext))
+        return send(self.requests[action], self.get_url(path), headers, data, receive)
+
+
+class WebDAVClient:
+    """One method a WebDAV method; each sends one request and returns its answer, whatever the status."""
+
+    def __init__(self, http: HTTPClient) -> None:
+        self.http = http
+        self._requests = _Requests({"webdav_hostname": http.origin})
+
+    async def options(self, path: str) -> Answer:
+        return await self._control("options", path)
+
+    async def propfind(
+        self, path: str, depth: int, properties: Sequence[str]
+    ) -> tuple[list[Resource], Answer]:
+        """The resources of a multi-status answer, whole, or none and an answer of another status above 299.
+
+        A missing slash at the end of a collection's path is added when the server redirects to it. Raises
+        RemoteProtocolError for a 2xx answer that is no whole multi-status.
+        """
+        names = "".join(f"<{name}/>" for name in properties)
+        body = (
+            '<?xml version="1.0" encoding="utf-8"?><d:propfind xmlns:d="DAV:" xmlns:oc="http://owncloud.org/ns">'
+            f"<d:prop>{names}</d:prop></d:propfind>"
+        ).encode()
+        headers = [f"Depth: {depth}", "Content-Type: application/xml; charset=utf-8", "Accept-Encoding: gzip"]
+        for _ in range(2):
+            resources: list[Resource] = []
+            answer = await self._control("list", path, body, headers, partial(_parse_into, resources))
+            if not self._adds_slash(answer, path):
+                break
+            path += "/"
+        return resources, answer
+
+    async def proppatch(self, path: str, body: bytes) -> tuple[list[Resource], Answer]:
+        resources: list[Resource] = []
+        headers = ["Depth: 0", "Content-Type: application/xml; charset=utf-8"]
+        return resources, await self._control("set_property", path, body, headers, partial(_parse_into, resources))
+
+    async def mkcol(self, path: str) -> Answer:
+        return await self._control("mkdir", path)
+
+    async def move(self, path: str, headers: Mapping[str, str]) -> Answer:
+        return await self._control("move", path, None, [f"{name}: {value}" for name, value in headers.items()])
+
+    async def delete(self, path: str, headers: Mapping[str, str]) -> Answer:
+        return await self._control("clean", path, None, [f"{name}: {value}" for name, value in headers.items()])
+
+    async def get(self, path: str, headers: Mapping[str, str], receive: Receive) -> Answer:
+        return await self.http.request("GET", self.http.origin + path, headers=headers, receive=receive)
+
+    async def put(self, path: str, headers: Mapping[str, str], body: bytes | Body) -> Answer:
+        return await self.http.request("PUT", self.http.origin + path, headers=headers, body=body)
+
+    async def _control(
+        self,
+        action: str,
+        path: str,
+        data: bytes | None = None,
+        headers: Sequence[str] = (),
+        receive: Receive | None = None,
+    ) -> Answer:
+        def call(send: Send) -> Answer:
+            return self._requests.execute_request(action, path, data, headers, send=send, receive=receive)
+
+        return await self.http.perform(f"{self._requests.requests[action]} {path}", call)
+
+    def _adds_slash(self, answer: Answer, path: str) -> bool:
+        if answer.status not in (301, 302, 307, 308) or path.endswith("/"):
+            return False
+        target = urlsplit(answer.headers.get("location", ""))
+        same_origin = not target.netloc or f"{target.scheme}://{target.netloc}" == self.http.origin
+        return same_origin and unquote_to_bytes(target.path) == unquote_to_bytes(path + "/") and not target.query
+
+
+def _parse_into(resources: list[Resource], incoming: Incoming) -> None:
+    if incoming.status != 207:
+        raise RemoteProtocolError(f"an answer of status {incoming.status} where a multi-status (207) belongs")
+    parser = MultiStatusParser()
+    for piece in incoming.pieces(64 * 1024):
+        parser.feed(piece)
+    resources.extend(parser.close())
+
+
+__all__ = ["BASIC_PROPERTIES", "OWNCLOUD_PROPERTIES", "QUOTA_PROPERTIES", "WebDAVClient"]

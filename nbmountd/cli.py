@@ -1,0 +1,136 @@
+"""The entry points of the two command lines, and the verbs of `nbmountd`: arguments in, exit status out.
+
+What a verb does is elsewhere and imported only when it is done, so that both start fast. `nbmountctl`'s verbs are in ctl.py.
+Exit status: 0 done, 1 failed, 2 usage or configuration, 3 daemon not running, 4 not safe in time, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from nbmountd.arguments import CONTEXT, config_option, version_option
+from nbmountd.errors import ConfigError, NbmountdError
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+def nbmountd() -> NoReturn:
+    """Entry point of the daemon's command line."""
+    _main(_daemon_group, "nbmountd")
+
+
+def nbmountctl() -> NoReturn:
+    """Entry point of the user's command line."""
+    from nbmountd.ctl import control_group
+
+    _main(control_group, "nbmountctl")
+
+
+def _main(group: click.Group, name: str) -> NoReturn:
+    """Runs `group`; the one place where an error becomes a line and an exit status."""
+    try:
+        group.main(prog_name=name, standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(INTERRUPTED)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(exc.exit_code)
+    except NbmountdError as exc:
+        from nbmountd.log import mask
+
+        click.echo(f"{name}: {mask(str(exc))}", err=True)
+        sys.exit(USAGE if isinstance(exc, ConfigError) else FAILED)
+    sys.exit(0)
+
+
+# --- nbmountd ----------------------------------------------------------------------------------------------------------
+
+
+@click.group(name="nbmountd", context_settings=CONTEXT)
+@version_option
+def _daemon_group() -> None:
+    """Remote storages as ordinary directories. Nothing that was saved is ever lost."""
+
+
+@_daemon_group.command("run")
+@config_option
+def _run(config: Path | None) -> None:
+    """Mount everything that is configured and serve it, in the foreground."""
+    from nbmountd import log
+    from nbmountd.configfile import load_config
+
+    loaded = load_config(config)
+    log.configure(loaded.daemon.log_level, loaded.daemon.log_format)
+
+    import trio
+
+    from nbmountd import supervisor
+
+    try:
+        trio.run(supervisor.run, loaded)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:
+        ours = _ours(exc)
+        if ours is not None:
+            raise ours from None
+        log.get_logger(__name__).exception("the daemon ended by a bug")
+        sys.exit(FAILED)
+
+
+def _ours(exc: BaseException) -> NbmountdError | None:
+    """The error of ours in `exc`, which may be groups of groups; None if there is anything else in it."""
+    if isinstance(exc, NbmountdError):
+        return exc
+    inner = getattr(exc, "exceptions", None)
+    if not isinstance(inner, tuple):
+        return None
+    found = [_ours(each) for each in inner]
+    return found[0] if None not in found else None
+
+
+@_daemon_group.command("demo")
+@click.option("--keep", is_flag=True, help="Leave the mounts up at the end, to look around.")
+@click.option("--stop", is_flag=True, help="End what an earlier --keep left up.")
+@click.option("--directory", type=click.Path(path_type=Path), help="Where to make everything.")
+def _demo(keep: bool, stop: bool, directory: Path | None) -> None:
+    """Show the main things on remotes of its own, in a directory of its own."""
+    from nbmountd.demo import run_demo
+
+    sys.exit(run_demo(keep=keep, stop=stop, directory=directory))
+
+
+@_daemon_group.group("config")
+def _config_group() -> None:
+    """Look at the configuration."""
+
+
+@_config_group.command("check")
+@config_option
+def _config_check(config: Path | None) -> None:
+    """Check the configuration; print one line per mount."""
+    from nbmountd.configfile import load_config
+    from nbmountd.show import aligned, clean
+
+    loaded = load_config(config)
+    click.echo(f"{clean(loaded.source)}: correct, {len(loaded.mounts)} mounts")
+    rows = [
+        (mount.name, mount.backend, "read-only" if mount.read_only else "read-write", clean(mount.path))
+        for mount in loaded.mounts
+    ]
+    for line in aligned(rows):
+        click.echo(line)
+
+
+@_config_group.command("schema")
+def _config_schema() -> None:
+    """Print the JSON schema of the configuration file, for editors."""
+    import json
+
+    from nbmountd.configschema import config_schema
+
+    click.echo(json.dumps(config_schema(), indent=2))

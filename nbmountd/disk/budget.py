@@ -1,0 +1,71 @@
+"""How much room unsent and cached bytes may take, and what gives way.
+
+Unsent bytes have priority: the cache gives way to them. It knows numbers only; who evicts is given as a call.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from nbmountd.errors import NoSpace, QuotaExceeded
+
+KEEP_FREE = 64 * 2**20
+"""Bytes of the local disk that are never used: the database and the journal must be able to note an end. A guess."""
+STATVFS_EVERY = 16 * 2**20
+"""Accepted bytes between two looks at the free space of the disk."""
+
+
+class Budget:
+    """Accepts or refuses unsent bytes. `unsent`, `cached` tell what is used now; `evict(count)` frees cached bytes."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        unsent_limit: int,
+        cache_limit: int,
+        unsent: Callable[[], int],
+        cached: Callable[[], int],
+        evict: Callable[[int], int],
+    ) -> None:
+        self._state_dir = state_dir
+        self.unsent_limit = unsent_limit
+        self.cache_limit = cache_limit
+        self._unsent = unsent
+        self._cached = cached
+        self._evict = evict
+        self._until_look = 0
+        self.quota_available: int | None = None
+        """What the remote said it still takes, minus what was accepted since; None: no limit known."""
+
+    def reserve(self, count: int) -> None:
+        """Returns if `count` more unsent bytes can be kept. Raises NoSpace or QuotaExceeded, and then nothing changed."""
+        if self.quota_available is not None and count > self.quota_available:
+            raise QuotaExceeded("the remote's quota is used up")
+        if self._unsent() + count > self.unsent_limit:
+            raise NoSpace("too many bytes wait to be sent (unsent_size)")
+        self._until_look -= count
+        if self._until_look <= 0:
+            self._look(count)
+            self._until_look = STATVFS_EVERY
+        if self.quota_available is not None:
+            self.quota_available -= count
+
+    def _look(self, count: int) -> None:
+        free = self._free()
+        if free < count + KEEP_FREE and self._evict(count + KEEP_FREE - free):
+            free = self._free()
+        if free < count + KEEP_FREE:
+            self._until_look = 0
+            raise NoSpace("the local disk is full")
+
+    def _free(self) -> int:
+        stat = os.statvfs(self._state_dir)
+        return stat.f_bavail * stat.f_frsize
+
+    @property
+    def cache_excess(self) -> int:
+        """Cached bytes above the limit; also what a nearly full disk wants back."""
+        return max(0, self._cached() - self.cache_limit, 2 * KEEP_FREE - self._free())

@@ -1,0 +1,351 @@
+"""The nodes of one mount in SQLite: local position, base, content records, kept over restarts.
+
+It knows no remote, no FUSE and no bytes of content. Every local change is one transaction, committed before the program
+that asked for it gets its answer: WAL with `synchronous=NORMAL`, so a commit survives the death of this process but is
+durable against loss of power only after `sync_fd` has been fsynced. `locking_mode=EXCLUSIVE` needs no shared memory, so
+that the file may lie on NFS, and keeps a second daemon out.
+
+A `Node` in memory is the row: it changes only by a transaction's `update`, at the commit, so that memory never says what
+the disk does not know. There is at most one `Node` object for an inode number at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import msgspec
+from cachetools import LRUCache
+
+from nbmountd.errors import StateError
+from nbmountd.model import ROOT_INODE, Kind
+
+SCHEMA_VERSION = 1
+
+RESIDENT_NODES = 20_000
+"""Nodes kept in memory though nothing refers to them; about 1 KiB each. A guess: two large directories."""
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+CREATE TABLE nodes (
+    ino INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice: the kernel may remember an old one
+    kind INTEGER NOT NULL,
+    -- local position; parent NULL: removed (the root is its own parent)
+    parent INTEGER, name BLOB NOT NULL,
+    mode INTEGER NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL,
+    target TEXT, xattrs BLOB, rdev INTEGER NOT NULL,
+    -- base; base_parent NULL: the remote never saw it, or no longer has it
+    base_parent INTEGER, base_name BLOB NOT NULL, base_id TEXT, base_version TEXT, base_size INTEGER, base_mtime_ns INTEGER,
+    unsent INTEGER NOT NULL,       -- content differs from base: there are layers
+    unsent_attributes INTEGER NOT NULL,  -- bits of UnsentAttribute
+    writable INTEGER NOT NULL,     -- the remote lets us change it
+    local_only INTEGER NOT NULL,   -- excluded: never sent
+    listed INTEGER NOT NULL,       -- directory: every base child is known
+    changed_at REAL NOT NULL       -- seconds since 1970 of the last local change not yet sent
+);
+CREATE UNIQUE INDEX nodes_by_name ON nodes (parent, name) WHERE parent IS NOT NULL;
+CREATE UNIQUE INDEX nodes_by_base ON nodes (base_parent, base_name) WHERE base_parent IS NOT NULL;
+CREATE INDEX nodes_by_base_id ON nodes (base_id) WHERE base_id IS NOT NULL;
+CREATE INDEX nodes_to_send ON nodes (ino) WHERE local_only = 0
+    AND (parent IS NOT base_parent OR name IS NOT base_name OR unsent OR unsent_attributes);
+CREATE INDEX nodes_removed ON nodes (ino) WHERE parent IS NULL;
+CREATE TABLE layers (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, ino INTEGER NOT NULL, size INTEGER NOT NULL, floor INTEGER,
+    mtime_ns INTEGER NOT NULL, extents BLOB NOT NULL
+);
+CREATE INDEX layers_by_node ON layers (ino);
+CREATE TABLE cached (
+    ino INTEGER PRIMARY KEY, version TEXT NOT NULL, size INTEGER NOT NULL, extents BLOB NOT NULL, used_at REAL NOT NULL
+);
+CREATE TABLE work (  -- what is remembered of a node's unsent work beyond its state
+    ino INTEGER PRIMARY KEY, parked INTEGER NOT NULL DEFAULT 0, error TEXT NOT NULL DEFAULT '', at REAL NOT NULL DEFAULT 0,
+    token TEXT
+);
+CREATE TABLE conflicts (
+    id INTEGER PRIMARY KEY, ino INTEGER NOT NULL, remote_ino INTEGER, at REAL NOT NULL,
+    local_size INTEGER, local_mtime_ns INTEGER, remote_size INTEGER, remote_mtime_ns INTEGER
+);
+"""
+
+
+@dataclass(eq=False)
+class Node:
+    """One file, directory or symlink. Field order is column order. See the schema for what each means."""
+
+    ino: int
+    kind: Kind
+    parent: int | None
+    name: str
+    mode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    target: str | None
+    xattrs: dict[str, bytes]
+    rdev: int
+    base_parent: int | None
+    base_name: str
+    base_id: str | None
+    base_version: str | None
+    base_size: int | None
+    base_mtime_ns: int | None
+    unsent: bool
+    unsent_attributes: int
+    writable: bool
+    local_only: bool
+    listed: bool
+    changed_at: float
+
+    @property
+    def is_directory(self) -> bool:
+        return self.kind is Kind.DIRECTORY
+
+    @property
+    def removed(self) -> bool:
+        return self.parent is None
+
+    @property
+    def in_place(self) -> bool:
+        """Local position = base position."""
+        return self.parent == self.base_parent and self.name == self.base_name
+
+    @property
+    def to_send(self) -> bool:
+        """Local ≠ base: there is something that the remote does not know."""
+        if self.local_only:
+            return False
+        if self.parent is None and self.base_parent is None:
+            return False
+        return not self.in_place or self.unsent or bool(self.unsent_attributes)
+
+
+_COLUMNS = tuple(field.name for field in fields(Node))
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM nodes "
+_INSERT = f"INSERT INTO nodes ({', '.join(_COLUMNS[1:])}) VALUES ({', '.join('?' * (len(_COLUMNS) - 1))})"
+_TO_SEND = "local_only = 0 AND (parent IS NOT base_parent OR name IS NOT base_name OR unsent OR unsent_attributes)"
+_DEFAULTS: dict[str, Any] = {
+    "parent": None, "name": "", "mode": 0, "size": 0, "mtime_ns": 0, "ctime_ns": 0, "target": None, "xattrs": {}, "rdev": 0,
+    "base_parent": None, "base_name": "", "base_id": None, "base_version": None, "base_size": None,
+    "base_mtime_ns": None, "unsent": False, "unsent_attributes": 0, "writable": True, "local_only": False,
+    "listed": False, "changed_at": 0.0,
+}  # fmt: skip
+
+
+def _to_column(name: str, value: Any) -> Any:
+    if name in ("name", "base_name"):
+        return os.fsencode(value)
+    if name == "xattrs":
+        return msgspec.msgpack.encode(value) if value else None
+    return value
+
+
+def _from_row(row: tuple[Any, ...]) -> Node:
+    node = Node(*row)
+    node.kind = Kind(row[1])
+    node.name = os.fsdecode(row[3])
+    node.base_name = os.fsdecode(row[12])
+    node.xattrs = msgspec.msgpack.decode(row[9], type=dict[str, bytes]) if row[9] else {}
+    node.unsent, node.writable, node.local_only, node.listed = bool(row[17]), bool(row[19]), bool(row[20]), bool(row[21])
+    return node
+
+
+class Transaction:
+    """Changes that are committed together; `Node` objects show them after the commit only."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._updates: list[tuple[Node, dict[str, Any]]] = []
+        self._inserted: list[Node] = []
+        self._deleted: list[int] = []
+
+    def insert(self, kind: Kind, **values: Any) -> Node:
+        """A new node with a new inode number; columns not named get their empty value."""
+        values = _DEFAULTS | {"xattrs": {}} | values | {"kind": kind}
+        cursor = self.execute(_INSERT, [_to_column(name, values[name]) for name in _COLUMNS[1:]])
+        node = Node(ino=int(cursor.lastrowid or 0), **values)
+        self._inserted.append(node)
+        return node
+
+    def update(self, node: Node, **values: Any) -> None:
+        self.execute(
+            f"UPDATE nodes SET {', '.join(f'{name} = ?' for name in values)} WHERE ino = ?",
+            [*(_to_column(name, value) for name, value in values.items()), node.ino],
+        )
+        self._updates.append((node, values))
+
+    def delete(self, node: Node) -> None:
+        """Takes the row away for good; nobody may hold the inode number any longer."""
+        for table in ("nodes", "layers", "cached", "work"):
+            self.execute(f"DELETE FROM {table} WHERE ino = ?", [node.ino])
+        self._deleted.append(node.ino)
+
+    def execute(self, sql: str, parameters: Iterable[Any] = ()) -> sqlite3.Cursor:
+        return self._database.connection.execute(sql, tuple(parameters))
+
+    def _apply(self) -> None:
+        for node in self._inserted:
+            self._database.remember(node)
+        for node, values in self._updates:
+            for name, value in values.items():
+                setattr(node, name, value)
+        for ino in self._deleted:
+            self._database.forget(ino)
+
+
+class Database:
+    """The open database of one mount. Used from the loop's thread only; every call is short. Closed with `close`."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or makes it. Raises StateError when it is locked by another daemon or cannot be read."""
+        self._known: WeakValueDictionary[int, Node] = WeakValueDictionary()
+        self._recent: LRUCache[int, Node] = LRUCache(RESIDENT_NODES)
+        try:
+            self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
+            self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self.connection.execute("PRAGMA journal_mode = WAL")
+            self.connection.execute("PRAGMA synchronous = NORMAL")
+            self.connection.execute("PRAGMA wal_autocheckpoint = 4000")  # 16 MiB: a checkpoint fsyncs on the loop
+            self.connection.execute("PRAGMA cache_size = -8192")
+            self.connection.execute("BEGIN IMMEDIATE")  # takes the lock now, not at the first change
+            self._migrate()
+            self.connection.execute("COMMIT")
+        except sqlite3.OperationalError as exc:
+            if "locked" in str(exc):
+                raise StateError(f"{path} is in use by another nbmountd") from exc
+            raise StateError(f"{path} cannot be opened: {exc}") from exc
+        except sqlite3.DatabaseError as exc:
+            raise StateError(f"{path} is not a database of nbmountd: {exc}") from exc
+        self._wal_fd = os.open(f"{path}-wal", os.O_RDONLY)
+
+    def _migrate(self) -> None:
+        (version,) = self.connection.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise StateError(f"the state directory was written by a newer nbmountd (schema {version})")
+        if version == 0:
+            for statement in _SCHEMA.split(";\n"):
+                if statement.strip():
+                    self.connection.execute(statement)
+            self.connection.execute(
+                _INSERT.replace("INSERT INTO nodes (", "INSERT INTO nodes (ino, ").replace("VALUES (", "VALUES (1, "),
+                [
+                    _to_column(name, (_DEFAULTS | {"kind": Kind.DIRECTORY, "parent": 1, "base_parent": 1})[name])
+                    for name in _COLUMNS[1:]
+                ],
+            )
+            self.connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    @property
+    def sync_fd(self) -> int:
+        """Descriptor to fsync (in a thread) so that every committed transaction survives loss of power."""
+        return self._wal_fd
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """All or nothing. No await inside. Raises sqlite3.Error when the disk is full; then nothing has changed."""
+        transaction = Transaction(self)
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield transaction
+            self.connection.execute("COMMIT")
+        except BaseException:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            raise
+        transaction._apply()
+
+    def remember(self, node: Node) -> None:
+        self._known[node.ino] = node
+        self._recent[node.ino] = node
+
+    def forget(self, ino: int) -> None:
+        self._known.pop(ino, None)
+        self._recent.pop(ino, None)
+
+    def get(self, ino: int) -> Node | None:
+        """The node with that number, removed ones included; None if there is none."""
+        node = self._known.get(ino)
+        if node is None:
+            return self._one("WHERE ino = ?", ino)
+        return node
+
+    @property
+    def root(self) -> Node:
+        root = self.get(ROOT_INODE)
+        assert root is not None
+        return root
+
+    def child(self, parent: int, name: str) -> Node | None:
+        """Who has that local name."""
+        return self._one("WHERE parent = ? AND name = ?", parent, os.fsencode(name))
+
+    def children(self, parent: int) -> list[Node]:
+        """All with a local name in the directory, by inode number (the root is not its own child)."""
+        return self._many("WHERE parent = ? AND ino != ? ORDER BY ino", parent, ROOT_INODE)
+
+    def children_after(self, parent: int, ino: int, limit: int) -> list[Node]:
+        """Children with inode numbers above `ino`, in order: a place in a directory that survives changes."""
+        return self._many("WHERE parent = ? AND ino > ? AND ino != 1 ORDER BY ino LIMIT ?", parent, ino, limit)
+
+    def has_children(self, parent: int) -> bool:
+        row = self.connection.execute(
+            "SELECT 1 FROM nodes WHERE parent = ? AND ino != ? LIMIT 1", (parent, ROOT_INODE)
+        ).fetchone()
+        return row is not None
+
+    def base_child(self, parent: int, name: str) -> Node | None:
+        """Who the remote knows under that name."""
+        return self._one("WHERE base_parent = ? AND base_name = ?", parent, os.fsencode(name))
+
+    def base_children(self, parent: int) -> list[Node]:
+        return self._many("WHERE base_parent = ? AND ino != ?", parent, ROOT_INODE)
+
+    def with_base_id(self, base_id: str) -> list[Node]:
+        return self._many("WHERE base_id = ?", base_id)
+
+    def to_send(self) -> list[Node]:
+        """Every node whose local position, attributes or content differ from its base."""
+        return [node for node in self._many(f"WHERE {_TO_SEND}") if node.to_send]
+
+    def removed(self) -> list[Node]:
+        return self._many("WHERE parent IS NULL")
+
+    def count_local_only(self) -> int:
+        (count,) = self.connection.execute("SELECT count(*) FROM nodes WHERE local_only AND parent IS NOT NULL").fetchone()
+        return int(count)
+
+    def get_meta(self, key: str) -> str | None:
+        row = self.connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_meta(self, key: str, value: str) -> None:
+        self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def checkpoint(self) -> None:
+        """Moves the WAL into the database, with fsync: afterwards everything committed is durable."""
+        self.connection.execute("PRAGMA wal_checkpoint(FULL)")
+
+    def close(self) -> None:
+        os.close(self._wal_fd)
+        self.connection.close()
+
+    def _one(self, where: str, *parameters: Any) -> Node | None:
+        row = self.connection.execute(_SELECT + where, parameters).fetchone()
+        return None if row is None else self._resident(row)
+
+    def _many(self, where: str, *parameters: Any) -> list[Node]:
+        return [self._resident(row) for row in self.connection.execute(_SELECT + where, parameters)]
+
+    def _resident(self, row: tuple[Any, ...]) -> Node:
+        node = self._known.get(row[0])
+        if node is None:
+            node = _from_row(row)
+            self.remember(node)
+        else:
+            self._recent[node.ino] = node
+        return node

@@ -1,0 +1,1 @@
+"""The file system, without FUSE and without a remote's protocol."""

@@ -1,0 +1,534 @@
+"""The verbs of a file system on inode numbers: what each operation of a program means for nodes and content.
+
+It is tested without a kernel. It knows neither FUSE nor a protocol: names come in as `str`, answers go out as `Node`s,
+errors as `LocalError` and `RemoteError`. No verb waits for the remote but lookup, readdir and open of a directory (one
+listing, bounded), read of bytes that are not here (bounded), and fsync or close where the mount's `durability` says so.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import trio
+
+from nbmountd.disk.budget import Budget
+from nbmountd.disk.content import Content, ContentStore
+from nbmountd.disk.database import Node
+from nbmountd.errors import (
+    AccessDenied,
+    CrossDevice,
+    Exists,
+    FileTooLarge,
+    InvalidArgument,
+    IsADirectory,
+    NameTooLong,
+    NoAttribute,
+    NotADirectory,
+    NotEmpty,
+    NotFound,
+    NotPermitted,
+    NotSupported,
+    ReadOnlyMount,
+    RemoteError,
+    StaleFile,
+)
+from nbmountd.fs.nodes import UNSENT_MODE, UNSENT_MTIME, UNSENT_XATTRS, Nodes
+from nbmountd.fs.reads import Reads
+from nbmountd.fs.refresh import Refresh
+from nbmountd.model import ROOT_INODE, FileState, Kind, Quota
+
+STATE_ATTRIBUTE = "user.nbmountd.state"
+LARGEST_XATTR = 64 * 2**10
+"""The kernel's own limit for a value."""
+
+
+class Sync(Protocol):
+    """What the file system asks of the engine that sends."""
+
+    async def wait_until_safe(self, node: Node) -> None:
+        """Returns when the remote has confirmed the node as it is now. Raises RemoteError when it is parked."""
+
+    def state(self, node: Node) -> FileState | None:
+        """uploading, conflict or parked; None if nothing of that."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetAttributes:
+    """What a setattr asks for; None: leave it."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    mtime_ns: int | None = None
+
+
+class FileSystem:
+    """One mounted file system."""
+
+    def __init__(
+        self, nodes: Nodes, store: ContentStore, reads: Reads, refresh: Refresh, budget: Budget, *, uid: int, gid: int
+    ) -> None:
+        self.nodes = nodes
+        self.store = store
+        self.reads = reads
+        self.refresh = refresh
+        self.budget = budget
+        self.uid = uid
+        self.gid = gid
+        self.quota = Quota()
+        self.sync: Sync | None = None
+        self.config = nodes.config
+        self._snapshots: dict[int, tuple[list[Node], list[int]]] = {}
+
+    # -- names --------------------------------------------------------------------------------------------------------
+
+    async def lookup(self, parent: int, name: str) -> Node:
+        """The node with that name. Raises NotFound when the remote has no such name either."""
+        directory = self.nodes.directory(parent)
+        self._check_name(name)
+        await self.refresh.ensure_fresh(directory)
+        node = self.nodes.database.child(parent, name)
+        if node is None:
+            raise NotFound(name)
+        return node
+
+    def getattr(self, ino: int) -> Node:
+        """The node, at once. (An open file is one version; names are checked by lookup.)"""
+        return self.nodes.get(ino)
+
+    async def open_directory(self, ino: int) -> None:
+        await self.refresh.ensure_fresh(self.nodes.directory(ino))
+        self._snapshots.pop(ino, None)
+
+    def read_directory(self, ino: int, after: int, count: int) -> list[Node]:
+        """At most `count` children with inode numbers above `after`, in order. Numbers are places that survive changes."""
+        if after == 0 or ino not in self._snapshots:
+            children = self.nodes.database.children(ino)
+            self._snapshots[ino] = (children, [child.ino for child in children])
+        children, numbers = self._snapshots[ino]
+        start = bisect_right(numbers, after)
+        return [child for child in children[start : start + count] if child.parent == ino]
+
+    def close_directory(self, ino: int) -> None:
+        self._snapshots.pop(ino, None)
+
+    def _check_name(self, name: str) -> None:
+        if len(name.encode("utf-8", "surrogateescape")) > 255:
+            raise NameTooLong(name)
+
+    def _check_writable(self) -> None:
+        if self.config.read_only:
+            raise ReadOnlyMount(self.config.name)
+
+    async def _check_free(self, parent: int, name: str) -> Node:
+        """The directory, if it can take the new name. Raises Exists, ReadOnlyMount and the like."""
+        self._check_writable()
+        self._check_name(name)
+        directory = self.nodes.directory(parent)
+        if not directory.writable:
+            raise AccessDenied(directory.name)
+        if self.nodes.database.child(parent, name) is not None:
+            raise Exists(name)
+        if not directory.listed:  # else the kernel's lookup has just seen to it
+            await self.refresh.ensure_fresh(directory)
+            if self.nodes.database.child(parent, name) is not None:
+                raise Exists(name)
+        return directory
+
+    # -- making -------------------------------------------------------------------------------------------------------
+
+    async def make_directory(self, parent: int, name: str, mode: int) -> Node:
+        directory = await self._check_free(parent, name)
+        node = self._insert(directory, name, Kind.DIRECTORY, mode, listed=True)
+        self.refresh.known_fresh(node.ino)
+        return node
+
+    async def make_symlink(self, parent: int, name: str, target: str) -> Node:
+        directory = await self._check_free(parent, name)
+        size = len(target.encode("utf-8", "surrogateescape"))
+        return self._insert(directory, name, Kind.SYMLINK, 0o777, target=target, size=size)
+
+    async def make_special(self, parent: int, name: str, mode: int, rdev: int) -> Node:
+        """A regular file, FIFO or socket; devices are refused."""
+        kinds = {stat.S_IFREG: Kind.FILE, stat.S_IFIFO: Kind.FIFO, stat.S_IFSOCK: Kind.SOCKET}
+        kind = kinds.get(stat.S_IFMT(mode))
+        if kind is None:
+            raise NotPermitted(name)
+        directory = await self._check_free(parent, name)
+        return self._insert(directory, name, kind, mode, rdev=rdev)
+
+    async def create(self, parent: int, name: str, mode: int) -> Node:
+        """Makes an empty file and opens it for writing."""
+        directory = await self._check_free(parent, name)
+        node = self._insert(directory, name, Kind.FILE, mode)
+        self._opened(node, writing=True)
+        return node
+
+    def _insert(self, directory: Node, name: str, kind: Kind, mode: int, **values: Any) -> Node:
+        now_ns, now = self.nodes.now()
+        with self.nodes.transaction() as change:
+            node = change.insert(
+                kind, parent=directory.ino, name=name, mode=stat.S_IMODE(mode), mtime_ns=now_ns, ctime_ns=now_ns,
+                changed_at=now, local_only=self.nodes.excluded(directory, name, kind), **values,
+            )  # fmt: skip
+            change.update(directory, mtime_ns=now_ns, ctime_ns=now_ns)
+        return node
+
+    # -- removing and renaming ----------------------------------------------------------------------------------------
+
+    async def unlink(self, parent: int, name: str) -> None:
+        node = await self._child_to_change(parent, name)
+        if node.is_directory:
+            raise IsADirectory(name)
+        self._remove(node)
+
+    async def remove_directory(self, parent: int, name: str) -> None:
+        node = await self._child_to_change(parent, name)
+        if not node.is_directory:
+            raise NotADirectory(name)
+        await self._check_empty(node)
+        self._remove(node)
+
+    async def _child_to_change(self, parent: int, name: str) -> Node:
+        self._check_writable()
+        directory = self.nodes.directory(parent)
+        if not directory.writable:
+            raise AccessDenied(directory.name)
+        node = self.nodes.database.child(parent, name)
+        if node is None:
+            node = await self.lookup(parent, name)
+        return node
+
+    async def _check_empty(self, node: Node) -> None:
+        await self.refresh.ensure_fresh(node)
+        if self.nodes.database.has_children(node.ino):
+            raise NotEmpty(node.name)
+
+    def _remove(self, node: Node) -> None:
+        now_ns, now = self.nodes.now()
+        parent = self.nodes.get(node.parent or ROOT_INODE)
+        with self.nodes.transaction() as change:
+            change.update(node, parent=None, changed_at=now, ctime_ns=now_ns)
+            change.update(parent, mtime_ns=now_ns, ctime_ns=now_ns)
+        self.nodes.drop_if_unused(node)
+
+    async def rename(self, parent: int, name: str, new_parent: int, new_name: str, *, replace: bool, exchange: bool) -> None:
+        """Renames within the mount; `replace` False refuses an existing target, `exchange` swaps the two."""
+        node = await self._child_to_change(parent, name)
+        self._check_name(new_name)
+        target_directory = self.nodes.directory(new_parent)
+        if not target_directory.writable:
+            raise AccessDenied(target_directory.name)
+        await self.refresh.ensure_fresh(target_directory)
+        target = self.nodes.database.child(new_parent, new_name)
+        if exchange:
+            if target is None:
+                raise NotFound(new_name)
+            self._exchange(node, target)
+            return
+        if target is node:
+            return
+        if target is not None:
+            if not replace:
+                raise Exists(new_name)
+            await self._check_replaceable(node, target)
+        local_only = self._local_only_after(node, target_directory, new_name)
+        old_directory = self.nodes.get(parent)
+        now_ns, now = self.nodes.now()
+        with self.nodes.transaction() as change:
+            if target is not None:
+                change.update(target, parent=None, changed_at=now, ctime_ns=now_ns)
+            change.update(
+                node, parent=new_parent, name=new_name, changed_at=now, ctime_ns=now_ns, local_only=local_only
+            )
+            change.update(old_directory, mtime_ns=now_ns, ctime_ns=now_ns)
+            if target_directory is not old_directory:
+                change.update(target_directory, mtime_ns=now_ns, ctime_ns=now_ns)
+        if target is not None:
+            self.nodes.drop_if_unused(target)
+
+    async def _check_replaceable(self, node: Node, target: Node) -> None:
+        if target.is_directory and not node.is_directory:
+            raise IsADirectory(target.name)
+        if node.is_directory:
+            if not target.is_directory:
+                raise NotADirectory(target.name)
+            await self._check_empty(target)
+
+    def _local_only_after(self, node: Node, directory: Node, name: str) -> bool:
+        local_only = self.nodes.excluded(directory, name, node.kind)
+        if local_only == node.local_only:
+            return local_only
+        if node.is_directory and self.nodes.database.has_children(node.ino):
+            raise CrossDevice(name)  # mv and shutil copy then; each file is judged by its own name
+        if local_only and node.base_parent is not None:
+            raise CrossDevice(name)
+        return local_only
+
+    def _exchange(self, one: Node, other: Node) -> None:
+        if one.local_only or other.local_only:
+            raise InvalidArgument("a local-only name cannot be exchanged")
+        now_ns, now = self.nodes.now()
+        with self.nodes.transaction() as change:
+            position, name = one.parent, one.name
+            change.update(one, parent=None)
+            change.update(other, parent=position, name=name, changed_at=now, ctime_ns=now_ns)
+            change.update(one, parent=other.parent, name=other.name, changed_at=now, ctime_ns=now_ns)
+
+    # -- attributes ---------------------------------------------------------------------------------------------------
+
+    async def setattr(self, ino: int, wanted: SetAttributes) -> Node:
+        """Changes what is not None. Raises NotPermitted for another owner."""
+        node = self.nodes.get(ino)
+        self._check_writable()
+        if wanted.uid not in (None, self.uid) or (wanted.gid not in (None, self.gid) and self.uid != 0):
+            raise NotPermitted("the owner of files in this mount cannot be changed")
+        now_ns, now = self.nodes.now()
+        if wanted.size is not None:
+            self._truncate(node, wanted.size, now_ns)
+        values: dict[str, Any] = {}
+        capabilities, unsent = self.nodes.capabilities, node.unsent_attributes
+        if wanted.mode is not None and stat.S_IMODE(wanted.mode) != node.mode:
+            values["mode"] = stat.S_IMODE(wanted.mode)
+            unsent |= UNSENT_MODE if capabilities.native_mode else 0
+        if wanted.mtime_ns is not None:
+            self._settle(node)
+            values["mtime_ns"] = wanted.mtime_ns
+            unsent |= UNSENT_MTIME if capabilities.native_mtime and not node.is_directory else 0
+        if not values:
+            return node
+        values |= {"ctime_ns": now_ns}
+        if unsent != node.unsent_attributes and not node.local_only:
+            values |= {"unsent_attributes": unsent, "changed_at": now}
+        with self.nodes.transaction() as change:
+            change.update(node, **values)
+        return node
+
+    def _settle(self, node: Node) -> None:
+        """What the journal says of the mtime must not come back after the one that is set now."""
+        content = self.store.peek(node.ino)
+        if content is not None:
+            self.store.settle_content(content)
+
+    def _truncate(self, node: Node, size: int, now_ns: int) -> None:
+        if node.is_directory:
+            raise IsADirectory(node.name)
+        if node.kind is not Kind.FILE:
+            raise InvalidArgument(node.name)
+        self._check_file_size(size)
+        if size == node.size:
+            return
+        content = self.store.open(node)
+        try:
+            self.store.truncate(content, size, now_ns)
+            self._changed(node)
+        finally:
+            self.store.release(content)
+
+    def _check_file_size(self, size: int) -> None:
+        largest = self.nodes.capabilities.max_file_size
+        if largest is not None and size > largest:
+            raise FileTooLarge(f"the remote takes files up to {largest} bytes")
+
+    def readlink(self, ino: int) -> str:
+        target = self.nodes.get(ino).target
+        if target is None:
+            raise InvalidArgument("not a symlink")
+        return target
+
+    def get_xattr(self, ino: int, name: str) -> bytes:
+        node = self.nodes.get(ino)
+        if name == STATE_ATTRIBUTE:
+            return self.state(node).value.encode()
+        value = node.xattrs.get(name)
+        if value is None:
+            raise NoAttribute(name)
+        return value
+
+    def list_xattrs(self, ino: int) -> list[str]:
+        return list(self.nodes.get(ino).xattrs)
+
+    def set_xattr(self, ino: int, name: str, value: bytes) -> None:
+        self._check_xattr(name)
+        node = self.nodes.get(ino)
+        if len(value) > LARGEST_XATTR or sum(map(len, node.xattrs.values())) + len(value) > 4 * LARGEST_XATTR:
+            raise FileTooLarge(name)
+        self._set_xattrs(node, {**node.xattrs, name: value})
+
+    def remove_xattr(self, ino: int, name: str) -> None:
+        self._check_xattr(name)
+        node = self.nodes.get(ino)
+        if name not in node.xattrs:
+            raise NoAttribute(name)
+        self._set_xattrs(node, {key: value for key, value in node.xattrs.items() if key != name})
+
+    def _check_xattr(self, name: str) -> None:
+        self._check_writable()
+        if name.startswith("user.nbmountd."):
+            raise NotPermitted(name)
+        if not name.startswith("user."):
+            raise NotSupported(name)
+
+    def _set_xattrs(self, node: Node, xattrs: dict[str, bytes]) -> None:
+        now_ns, now = self.nodes.now()
+        unsent = node.unsent_attributes | (UNSENT_XATTRS if self.nodes.capabilities.native_xattrs else 0)
+        with self.nodes.transaction() as change:
+            change.update(node, xattrs=xattrs, unsent_attributes=unsent, changed_at=now, ctime_ns=now_ns)
+
+    def state(self, node: Node) -> FileState:
+        """Where the file's bytes are, in one word."""
+        if node.local_only:
+            return FileState.LOCAL
+        if self.sync is not None:
+            state = self.sync.state(node)
+            if state is not None:
+                return state
+        if node.to_send:
+            return FileState.DIRTY
+        if node.kind is not Kind.FILE or node.size == 0:
+            return FileState.SAFE
+        content = self.store.open(node)
+        try:
+            present = content.present.covers(0, content.base_size)
+        finally:
+            self.store.release(content)
+        return FileState.CACHED if present else FileState.REMOTE
+
+    # -- open files ---------------------------------------------------------------------------------------------------
+
+    def open(self, ino: int, *, writing: bool, truncate: bool) -> Node:
+        """Opens a file. Needs one `close_file` with the same `writing`."""
+        node = self.nodes.get(ino)
+        if node.is_directory:
+            raise IsADirectory(node.name)
+        if writing or truncate:
+            self._check_writable()
+            if not node.writable:
+                raise AccessDenied(node.name)
+        if truncate and node.size:
+            self._truncate(node, 0, self.nodes.now()[0])
+        self._opened(node, writing=writing)
+        return node
+
+    def _opened(self, node: Node, *, writing: bool) -> None:
+        self.store.open(node)
+        self.nodes.opens[node.ino] += 1
+        if writing:
+            self.nodes.writers[node.ino] += 1
+
+    def adopt_handle(self, ino: int, *, writing: bool) -> None:
+        """A handle that an earlier worker gave out is used here for the first time."""
+        self._opened(self.nodes.get(ino), writing=writing)
+
+    def is_open(self, ino: int) -> bool:
+        return ino in self.nodes.opens
+
+    def close_file(self, ino: int, *, writing: bool) -> None:
+        """The last descriptor of one `open` is gone."""
+        nodes = self.nodes
+        content = self.store.peek(ino)
+        if content is None or not nodes.opens[ino]:
+            return
+        nodes.opens[ino] -= 1
+        if writing and nodes.writers[ino]:
+            nodes.writers[ino] -= 1
+            if not nodes.writers[ino]:
+                del nodes.writers[ino]
+                if content.node.unsent:
+                    self._changed(content.node)
+        self.store.release(content)
+        if not nodes.opens[ino]:
+            del nodes.opens[ino]
+            self.store.save_present(content)
+            self.reads.closed(content)
+            nodes.drop_if_unused(content.node)
+
+    def content(self, ino: int) -> Content:
+        """The content of an open file. Raises StaleFile."""
+        content = self.store.peek(ino)
+        if content is None:
+            raise StaleFile(f"inode {ino} is not open")
+        return content
+
+    async def read(self, ino: int, start: int, size: int) -> bytes:
+        """The bytes, short at the end of the file. Waits for the remote at most for the mount's deadline."""
+        content = self.content(ino)
+        data = self.reads.read_now(content, start, size)
+        if data is None:
+            data = await self.reads.read(content, start, size)
+        return data
+
+    def write(self, ino: int, offset: int, data: bytes) -> int:
+        """Takes the bytes; when it returns, the death of this process loses nothing of them."""
+        content = self.content(ino)
+        self._check_file_size(offset + len(data))
+        first = not content.node.unsent
+        self.store.write(content, offset, data, self.nodes.now()[0])
+        if first:
+            self._changed(content.node)
+        return len(data)
+
+    def _changed(self, node: Node) -> None:
+        """The content moved: the write-back delay begins again, and whoever sends looks again."""
+        node.changed_at = self.nodes.now()[1]
+        self.nodes.wake()
+
+    async def flush(self, ino: int) -> None:
+        """A descriptor is closed. With durability "close", waits until the remote has it."""
+        if self.config.durability == "close":
+            await self._wait_until_safe(ino)
+
+    async def fsync(self, ino: int) -> None:
+        """Returns when the local disk has it, or the remote, as the mount's durability says."""
+        content = self.store.peek(ino)
+        if content is not None:
+            await self.sync_content(content)
+        else:
+            await trio.to_thread.run_sync(os.fdatasync, self.nodes.database.sync_fd)
+        if self.config.durability != "local":
+            await self._wait_until_safe(ino)
+
+    async def sync_content(self, content: Content) -> None:
+        """Every byte accepted for the content so far, and its name, survive loss of power."""
+        content.users += 1
+        try:
+            layers = [(layer.id, layer.mtime_ns) for layer in content.layers]
+            await trio.to_thread.run_sync(self.store.sync_data(content))
+            journal_fd = self.store.data_synced(layers)
+            await trio.to_thread.run_sync(os.fdatasync, journal_fd)
+        finally:
+            self.store.release(content)
+
+    async def _wait_until_safe(self, ino: int) -> None:
+        node = self.nodes.get(ino)
+        if self.sync is not None and node.to_send:
+            await self.sync.wait_until_safe(node)
+
+    def blocks(self, node: Node) -> int:
+        """Units of 512 bytes that hold data, here or on the remote."""
+        if node.unsent and node.kind is Kind.FILE:
+            content = self.store.peek(node.ino)
+            if content is not None and content.layers:
+                return sum(-(-(stop - start) // 512) for start, stop in content.data_ranges(0, node.size))
+        return -(-node.size // 512)
+
+    # -- the whole mount ----------------------------------------------------------------------------------------------
+
+    async def refresh_now(self, node: Node | None) -> None:
+        """Forgets how fresh things are, and lists the directory of `node` (or the root) at once. Raises RemoteError."""
+        self.refresh.forget()
+        directory = self.nodes.database.root if node is None else node
+        if not directory.is_directory:
+            directory = self.nodes.get(directory.base_parent or directory.parent or ROOT_INODE)
+        await self.refresh.list_now(directory)
+        for child in self.nodes.database.children(directory.ino):
+            if child.is_directory and self.nodes.known_to_kernel(child.ino) and child.base_parent is not None:
+                try:
+                    await self.refresh.list_now(child)
+                except RemoteError:
+                    continue

@@ -1,0 +1,215 @@
+"""The node table as the file system sees it: names, places on the remote, who still needs a removed node.
+
+State that several tasks touch: the database (every change is one transaction without an await, so each task sees whole
+changes), the kernel's lookup counts, and `_touched`: which remote names our own steps have changed, and when, so that a
+listing that was under way meanwhile does not bring old news. It knows no FUSE and no content.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from nbmountd.config import MountConfig
+from nbmountd.disk.content import ContentStore
+from nbmountd.disk.database import Database, Node, Transaction
+from nbmountd.errors import NotADirectory, NotFound, StaleFile
+from nbmountd.model import ROOT_INODE, Capabilities, Kind, Place
+
+UNSENT_MODE, UNSENT_MTIME, UNSENT_XATTRS = 1, 2, 4
+"""Bits of `Node.unsent_attributes`."""
+
+
+class KernelView(Protocol):
+    """What the kernel is told when something changed that it did not ask for. Calls only queue; none waits."""
+
+    def entry_changed(self, parent: int, name: str) -> None:
+        """The name means something else now, or nothing."""
+
+    def attributes_changed(self, ino: int) -> None:
+        """Size, times or mode are others now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who owns everything in the mount."""
+
+    uid: int
+    gid: int
+
+
+class Nodes:
+    """The nodes of one mount."""
+
+    def __init__(
+        self, config: MountConfig, database: Database, store: ContentStore, kernel: KernelView, *, resumed: bool
+    ) -> None:
+        self.config = config
+        self.database = database
+        self.store = store
+        self.kernel = kernel
+        self.capabilities = Capabilities()
+        self._resumed = resumed
+        """The kernel may know numbers that this process never gave out; removed nodes are kept until the mount ends."""
+        self._lookups: Counter[int] = Counter()
+        self.opens: Counter[int] = Counter()
+        self.writers: Counter[int] = Counter()
+        self._clock = itertools.count(1)
+        self._touched: dict[tuple[int, str], float] = {}
+        self._listings: set[int] = set()
+        self.changed = trio.Event()
+        """Set, and replaced, whenever there is something new to send."""
+        self.observers: list[Callable[[str, Node], None]] = []
+
+    # -- finding ------------------------------------------------------------------------------------------------------
+
+    def get(self, ino: int) -> Node:
+        """The node with that number. Raises StaleFile."""
+        node = self.database.get(ino)
+        if node is None:
+            raise StaleFile(f"inode {ino} is not known")
+        return node
+
+    def directory(self, ino: int) -> Node:
+        """The directory with that number. Raises StaleFile, NotADirectory, NotFound (removed)."""
+        node = self.get(ino)
+        if not node.is_directory:
+            raise NotADirectory(node.name)
+        if node.removed:
+            raise NotFound(node.name)
+        return node
+
+    def find(self, path: str) -> Node | None:
+        """The node at a path relative to the mount, from what is known now."""
+        node: Node | None = self.database.root
+        for name in path.split("/"):
+            if name and node is not None:
+                node = self.database.child(node.ino, name)
+        return node
+
+    def local_path(self, node: Node) -> str:
+        """Path relative to the mount, for people; a removed node's last name with a note."""
+        names: list[str] = []
+        at: Node | None = node
+        while at is not None and at.ino != ROOT_INODE:
+            if at.parent is None:
+                return "/".join([f"{at.name} (removed)", *reversed(names)])
+            names.append(at.name)
+            at = self.database.get(at.parent)
+        return "/".join(reversed(names))
+
+    def place(self, node: Node) -> Place:
+        """Where the remote has it, by its base. Raises NotFound if the remote does not have it."""
+        if node.ino == ROOT_INODE:
+            return Place((), node.base_id, None)
+        if node.base_parent is None:
+            raise NotFound(f"{node.name} is not on the remote")
+        parent = self.place(self.get(node.base_parent))
+        return Place((*parent.path, node.base_name), node.base_id, parent.id)
+
+    def place_in(self, parent: int, name: str, id: str | None = None) -> Place:
+        """The place of `name` in a directory that the remote has."""
+        directory = self.place(self.get(parent))
+        return Place((*directory.path, name), id, directory.id)
+
+    def excluded(self, parent: Node, name: str, kind: Kind) -> bool:
+        """Whether something with that name is kept here and never sent."""
+        if kind in (Kind.FIFO, Kind.SOCKET) or (kind is Kind.SYMLINK and not self.capabilities.native_symlinks):
+            return True
+        if parent.local_only and parent.ino != ROOT_INODE:
+            return True
+        for pattern in self.config.exclude:
+            if pattern.endswith("/"):
+                if kind is Kind.DIRECTORY and fnmatch.fnmatchcase(name, pattern[:-1]):
+                    return True
+            elif fnmatch.fnmatchcase(name, pattern):
+                return True
+        return False
+
+    # -- changing -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """A local change; whoever sends is told afterwards."""
+        with self.database.transaction() as change:
+            yield change
+        self.wake()
+
+    def wake(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+    def now(self) -> tuple[int, float]:
+        """(nanoseconds, seconds) since 1970, for mtimes and for `changed_at`."""
+        now_ns = time.time_ns()
+        return now_ns, now_ns / 1e9
+
+    # -- who needs a node ---------------------------------------------------------------------------------------------
+
+    def looked_up(self, ino: int, count: int = 1) -> None:
+        """The kernel will hear of the number: its lookup count goes up. Call before the answer is sent."""
+        self._lookups[ino] += count
+
+    def forgotten(self, ino: int, count: int) -> None:
+        """The kernel dropped `count` lookups."""
+        left = self._lookups[ino] - count
+        if left > 0:
+            self._lookups[ino] = left
+            return
+        del self._lookups[ino]
+        node = self.database.get(ino)
+        if node is not None and node.removed:
+            self.drop_if_unused(node)
+
+    def known_to_kernel(self, ino: int) -> bool:
+        return self._resumed or ino in self._lookups
+
+    def drop_if_unused(self, node: Node) -> None:
+        """Deletes a node that has neither a name, nor a base, nor anybody who holds it, and its bytes."""
+        if node.parent is not None or node.base_parent is not None or self.opens[node.ino]:
+            return
+        if self.known_to_kernel(node.ino):
+            return
+        content = self.store.peek(node.ino)
+        if content is not None and content.users:
+            return
+        with self.database.transaction() as change:
+            change.delete(node)
+        self.store.discard(node)
+
+    def drop_leftovers(self) -> None:
+        """Deletes what only an earlier kernel connection could have needed. At the start of a fresh mount."""
+        for node in self.database.removed():
+            self.drop_if_unused(node)
+
+    # -- our own steps against listings -------------------------------------------------------------------------------
+
+    def listing_begins(self) -> int:
+        """A mark to be given to `listing_ends` and `touched_since`."""
+        mark = next(self._clock)
+        self._listings.add(mark)
+        return mark
+
+    def listing_ends(self, mark: int) -> None:
+        self._listings.discard(mark)
+        oldest = min(self._listings, default=float("inf"))
+        for key, at in list(self._touched.items()):
+            if at < oldest:
+                del self._touched[key]
+
+    def touch(self, parent: int | None, name: str, *, running: bool) -> None:
+        """A step of ours changes this remote name now (`running`), or has just finished doing so."""
+        if parent is not None:
+            self._touched[(parent, name)] = float("inf") if running else next(self._clock)
+
+    def touched_since(self, parent: int, mark: int) -> set[str]:
+        """Remote names in the directory of which a listing begun at `mark` may say something old."""
+        return {name for (owner, name), at in self._touched.items() if owner == parent and at >= mark}

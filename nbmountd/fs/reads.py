@@ -1,0 +1,263 @@
+"""Brings missing bytes of base versions here: one fetch a gap, shared by all who wait, and ahead of sequential readers.
+
+State: for each content the fetches under way (`Fetch`), and the streams of readers seen (`Stream`). A fetch writes to the
+sparse file in its own thread and reports each piece to the loop; waiters look again after each report. Fetches that a
+reader waits for and fetches ahead have runners of their own, so that one does not starve the other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from nbmountd.backends.base import Backend
+from nbmountd.disk.content import Content, ContentStore, Layer
+from nbmountd.disk.extents import Extents
+from nbmountd.errors import NotFound, RemoteError, RemoteNotFound, RemoteTimeout, StaleFile, VersionMismatch
+from nbmountd.fs.nodes import Nodes
+from nbmountd.model import Version
+
+FIRST_WINDOW = 2**20
+"""Ahead of a reader that begins at offset 0."""
+LARGEST_WINDOW = 64 * 2**20
+AHEAD_PIECE = 8 * 2**20
+"""Longest single request ahead: what a reader who jumps has to wait for at most, and what runs side by side."""
+STREAMS = 4
+REORDER = 512 * 2**10
+"""The kernel's own read-ahead asks out of order by this much."""
+WHOLE_FILE = 256 * 2**10
+"""Files up to this size are fetched whole at the first read: one request either way."""
+
+
+@dataclass(eq=False)
+class Fetch:
+    content: Content
+    start: int
+    stop: int
+    filled: int
+    urgent: bool
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    error: Exception | None = None
+    done: bool = False
+
+
+@dataclass(eq=False)
+class Stream:
+    """A reader that goes forward: where it is, how much it has read, how far we have asked ahead of it."""
+
+    next: int
+    read: int
+    ahead: int
+
+
+@dataclass(eq=False)
+class Activity:
+    """What goes on for one content."""
+
+    fetches: list[Fetch] = field(default_factory=list)
+    streams: list[Stream] = field(default_factory=list)
+    progress: trio.Event = field(default_factory=trio.Event)
+
+    def report(self) -> None:
+        self.progress.set()
+        self.progress = trio.Event()
+
+
+class Reads:
+    """Fetching for one mount. `remote_changed(content)` is called when the base version is gone from the remote."""
+
+    def __init__(
+        self,
+        nodes: Nodes,
+        store: ContentStore,
+        backend: Backend,
+        *,
+        deadline: float,
+        remote_changed: Callable[[Content], None],
+    ) -> None:
+        self._nodes = nodes
+        self._store = store
+        self._backend = backend
+        self._deadline = deadline
+        self._remote_changed = remote_changed
+        self._active: dict[int, Activity] = {}
+        self._urgent_send, self._urgent = trio.open_memory_channel[Fetch](float("inf"))
+        self._ahead_send, self._ahead = trio.open_memory_channel[Fetch](float("inf"))
+
+    # -- for readers --------------------------------------------------------------------------------------------------
+
+    def read_now(self, content: Content, start: int, size: int) -> bytes | None:
+        """The bytes if they are here and the disk need not be waited for; else None."""
+        self._follow(content, start, min(start + size, content.size))
+        if content.missing(start, start + size):
+            return None
+        try:
+            return content.read(start, size, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            if exc.errno != 95:  # EOPNOTSUPP: this file system cannot say; then it is simply read
+                raise
+            return content.read(start, size)
+
+    async def read(self, content: Content, start: int, size: int) -> bytes:
+        """The bytes [start, start+size), short at the end of the file.
+
+        Raises RemoteError, RemoteTimeout after the deadline, StaleFile when the version is gone and was not kept here.
+        """
+        await self.ensure(content, start, start + size)
+        return await trio.to_thread.run_sync(self._store.read_later(content, start, size))
+
+    async def ensure(self, content: Content, start: int, stop: int, layers: list[Layer] | None = None) -> None:
+        """Returns when nothing of [start, stop) is missing. Errors as `read`."""
+        content.users += 1
+        try:
+            with trio.fail_after(self._deadline):
+                await self._ensure(content, start, stop, layers)
+        except trio.TooSlowError:
+            raise RemoteTimeout("the remote did not deliver the bytes in time") from None
+        finally:
+            self._store.release(content)
+
+    async def _ensure(self, content: Content, start: int, stop: int, layers: list[Layer] | None) -> None:
+        while gaps := content.missing(start, stop, layers):
+            if content.stale:
+                raise StaleFile("the remote has another version, and these bytes were never fetched")
+            activity = self._activity(content)
+            waited = [fetch for begin, end in gaps for fetch in self._request(content, begin, end, urgent=True)]
+            await activity.progress.wait()
+            for fetch in waited:
+                if fetch.error is not None and content.missing(
+                    max(start, fetch.filled), min(stop, fetch.stop), layers
+                ):
+                    raise fetch.error
+
+    async def settle(self, content: Content) -> None:
+        """Ends the fetches of a content and waits until none writes any more."""
+        activity = self._active.get(content.node.ino)
+        if activity is None:
+            return
+        for fetch in activity.fetches:
+            fetch.scope.cancel()
+        while activity.fetches:
+            await activity.progress.wait()
+
+    def closed(self, content: Content) -> None:
+        """Nobody has the file open any longer: what is asked ahead of readers is not needed."""
+        activity = self._active.get(content.node.ino)
+        if activity is not None:
+            activity.streams.clear()
+            for fetch in activity.fetches:
+                if not fetch.urgent:
+                    fetch.scope.cancel()
+            if not activity.fetches:
+                del self._active[content.node.ino]
+
+    # -- asking -------------------------------------------------------------------------------------------------------
+
+    def _activity(self, content: Content) -> Activity:
+        return self._active.setdefault(content.node.ino, Activity())
+
+    def _request(self, content: Content, start: int, stop: int, *, urgent: bool) -> list[Fetch]:
+        """The fetches that will bring [start, stop): those under way, and new ones for the rest."""
+        activity = self._activity(content)
+        if not self._nodes.capabilities.ranged_reads or content.base_size <= WHOLE_FILE:
+            start, stop = 0, content.base_size
+        under_way = [fetch for fetch in activity.fetches if fetch.start < stop and fetch.stop > start and not fetch.done]
+        wanted = Extents(content.present.gaps(start, min(stop, content.base_size)))
+        for fetch in under_way:
+            wanted.remove(fetch.start, fetch.stop)
+        for begin, end in wanted:
+            step = AHEAD_PIECE if self._nodes.capabilities.ranged_reads else end - begin
+            for at in range(begin, end, step):
+                fetch = Fetch(content, at, min(at + step, end), at, urgent)
+                activity.fetches.append(fetch)
+                under_way.append(fetch)
+                content.users += 1  # given back by _run
+                (self._urgent_send if urgent else self._ahead_send).send_nowait(fetch)
+        return under_way
+
+    def _follow(self, content: Content, start: int, stop: int) -> None:
+        """Notes a read, and asks ahead of a reader that goes forward: never more than half of what it has read so far
+        (all of it, when it began at the start of the file), so that scattered reads cost little more than they ask."""
+        if content.present.covers(0, content.base_size) or content.base_stop == 0:
+            return
+        streams = self._activity(content).streams
+        for stream in streams:
+            if stream.next - REORDER <= start <= stream.next + max(REORDER, stream.read // 4):
+                break
+        else:
+            stream = Stream(start, 0, stop)
+            streams.append(stream)
+            if len(streams) > STREAMS:
+                del streams[0]
+        stream.read += stop - start
+        stream.next = max(stream.next, stop)
+        from_start = stream.read >= stream.next
+        window = max(FIRST_WINDOW, stream.read) if from_start else stream.read // 2 if stream.read > stop - start else 0
+        target = min(stream.next + min(window, LARGEST_WINDOW), content.base_stop)
+        begin = max(stream.ahead, stop)
+        enough = target - begin >= min(window, AHEAD_PIECE) // 2 > 0
+        if enough or (window and target == content.base_stop > begin):
+            self._request(content, begin, target, urgent=False)
+            stream.ahead = target
+
+    # -- fetching -----------------------------------------------------------------------------------------------------
+
+    async def run(self, *, urgent: bool) -> None:
+        """Fetches, one after the other, what was asked. Several of each kind are started by worker.py."""
+        async for fetch in (self._urgent if urgent else self._ahead).clone():
+            await self._run(fetch)
+
+    async def _run(self, fetch: Fetch) -> None:
+        content = fetch.content
+        activity = self._activity(content)
+        try:
+            with fetch.scope:
+                await self._fetch(fetch)
+            if fetch.error is None and fetch.filled < fetch.stop:
+                fetch.error = RemoteTimeout("the transfer was ended")
+        except VersionMismatch as exc:
+            content.stale = True
+            fetch.error = StaleFile("the remote has another version, and these bytes were never fetched")
+            fetch.error.__cause__ = exc
+            self._remote_changed(content)
+        except (RemoteNotFound, NotFound) as exc:
+            fetch.error = exc
+            self._remote_changed(content)
+        except (RemoteError, OSError) as exc:
+            fetch.error = exc
+        finally:
+            fetch.done = True
+            activity.fetches.remove(fetch)
+            activity.report()
+            self._store.release(content)
+
+    async def _fetch(self, fetch: Fetch) -> None:
+        content = fetch.content
+        fd = content.base_fd
+        token = trio.lowlevel.current_trio_token()
+        at = fetch.start
+
+        def report(upto: int) -> None:
+            self._store.fetched(content, fetch.filled, upto)
+            fetch.filled = max(fetch.filled, upto)
+            self._activity(content).report()
+
+        def sink(piece: memoryview) -> None:
+            nonlocal at
+            done = 0
+            while done < len(piece):
+                done += os.pwrite(fd, piece[done:], at + done)
+            at += len(piece)
+            token.run_sync_soon(report, at)
+
+        version = content.node.base_version
+        place = self._nodes.place(content.node)
+        await self._backend.read(place, Version(version) if version else None, fetch.start, fetch.stop, sink)
+        report(at)
+        if at != fetch.stop:
+            raise RemoteError(f"{at - fetch.start} bytes came of {fetch.stop - fetch.start}")

@@ -1,0 +1,129 @@
+"""Keeps what is known of directories fresh: decides when a listing is needed, and asks for one at a time per directory.
+
+Freshness F of a mount is divided so that a change by others is seen within F, whoever caches: the kernel keeps names and
+attributes for 0.4 F; a listing younger than 0.3 F is used as it is; one up to 0.6 F old is used and renewed behind the
+program's back; an older one is waited for.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from nbmountd.backends.base import Backend
+from nbmountd.disk.database import Node
+from nbmountd.errors import NotFound, RemoteError, RemoteNotFound
+from nbmountd.fs.adopt import adopt
+from nbmountd.fs.nodes import Nodes
+
+KERNEL_SHARE = 0.4
+SOFT_SHARE = 0.3
+HARD_SHARE = 0.6
+
+
+class Refresh:
+    """Listings of one mount's directories."""
+
+    def __init__(self, nodes: Nodes, backend: Backend, *, freshness: float, deadline: float) -> None:
+        self._nodes = nodes
+        self._backend = backend
+        self._freshness = freshness
+        self._deadline = deadline
+        self._listed_at: dict[int, float] = {}
+        self._running: dict[int, trio.Event] = {}
+        self._wanted_send, self._wanted = trio.open_memory_channel[int](1000)
+        self.listings = 0
+
+    @property
+    def kernel_timeout(self) -> float:
+        """Seconds for which the kernel may keep a name or attributes."""
+        return self._freshness * KERNEL_SHARE
+
+    async def ensure_fresh(self, directory: Node) -> None:
+        """Returns when the directory's nodes are what the remote had within the freshness time.
+
+        When the remote cannot be asked, what is known counts if the directory was ever listed; else raises RemoteError.
+        """
+        if directory.base_parent is None or directory.local_only:
+            return  # the remote does not have it: local is all there is
+        age = trio.current_time() - self._listed_at.get(directory.ino, float("-inf"))
+        if directory.listed and age < self._freshness * SOFT_SHARE:
+            return
+        if directory.listed and age < self._freshness * HARD_SHARE:
+            self._renew_later(directory.ino)
+            return
+        try:
+            with trio.fail_after(self._deadline):
+                await self.list_now(directory)
+        except (RemoteError, trio.TooSlowError) as exc:
+            if directory.listed:
+                return
+            if isinstance(exc, trio.TooSlowError):
+                from nbmountd.errors import RemoteTimeout
+
+                raise RemoteTimeout("no listing within the deadline") from exc
+            raise
+
+    def forget(self, ino: int | None = None) -> None:
+        """The next look asks the remote again: at one directory, or (None) everywhere."""
+        if ino is None:
+            self._listed_at.clear()
+        else:
+            self._listed_at.pop(ino, None)
+
+    def known_fresh(self, ino: int) -> None:
+        """A directory that we have just made ourselves."""
+        self._listed_at[ino] = trio.current_time()
+
+    async def list_now(self, directory: Node) -> None:
+        """Lists the directory on the remote and adopts the answer. Several callers share one request."""
+        running = self._running.get(directory.ino)
+        if running is not None:
+            await running.wait()
+            if directory.ino in self._listed_at:
+                return
+        self._running[directory.ino] = done = trio.Event()
+        mark = self._nodes.listing_begins()
+        began = trio.current_time()
+        try:
+            self.listings += 1
+            entries = await self._backend.list(self._nodes.place(directory))
+            adopt(self._nodes, directory, entries, mark)
+            self._listed_at[directory.ino] = began
+        except RemoteNotFound as exc:
+            await self._directory_vanished(directory, exc)
+        except NotFound:
+            return  # moved away or removed meanwhile
+        finally:
+            self._nodes.listing_ends(mark)
+            if self._running.get(directory.ino) is done:
+                del self._running[directory.ino]
+            done.set()
+
+    async def _directory_vanished(self, directory: Node, cause: RemoteNotFound) -> None:
+        """A 404 for a listing is believed only when the parent's listing says the same."""
+        if directory.base_parent is None or directory.base_parent == directory.ino:
+            raise cause
+        await self.list_now(self._nodes.get(directory.base_parent))
+        if directory.base_parent is not None:
+            raise cause
+
+    def _renew_later(self, ino: int) -> None:
+        if ino in self._running:
+            return
+        try:
+            self._wanted_send.send_nowait(ino)
+        except trio.WouldBlock:
+            return  # the next look finds it older and waits
+
+    async def run(self) -> None:
+        """Renews listings behind the programs' backs. Started by worker.py."""
+        async for ino in self._wanted:
+            node = self._nodes.database.get(ino)
+            age = trio.current_time() - self._listed_at.get(ino, float("-inf"))
+            if node is None or node.base_parent is None or age < self._freshness * SOFT_SHARE:
+                continue
+            try:
+                with trio.move_on_after(self._deadline):
+                    await self.list_now(node)
+            except RemoteError:
+                continue  # health knows; the next look tries again

@@ -1,0 +1,1 @@
+"""The kernel's side. Only this package imports pyfuse3."""

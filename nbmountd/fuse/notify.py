@@ -1,0 +1,62 @@
+"""Tells the kernel what changed that it did not ask for, from one thread of its own.
+
+A notification can wait in the kernel for a lock that is held by a request which waits for us: on the loop that would be a
+deadlock of the whole mount. So the loop only queues; the thread writes; only names and attributes are ever invalidated
+(content never changes under an inode number), and before the session ends the notifier is disarmed.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+
+from nbmountd.fuse import session
+from nbmountd.log import get_logger
+
+QUEUE_LIMIT = 20_000
+"""Beyond this, the oldest news is dropped: the kernel's timeouts end it."""
+
+_log = get_logger(__name__)
+
+
+class KernelNotifier:
+    """A `fs.nodes.KernelView` that writes to the session. Started with `start`, ended with `disarm`."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[tuple[int, bytes | None] | None] = queue.SimpleQueue()
+        self._armed = False
+        self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
+
+    def start(self) -> None:
+        """From now on news is passed on. The session must be serving."""
+        self._armed = True
+        self._thread.start()
+
+    def disarm(self) -> None:
+        """Nothing is written to the kernel any more; a write under way may still end. Does not wait."""
+        self._armed = False
+        self._queue.put(None)
+
+    def entry_changed(self, parent: int, name: str) -> None:
+        self._put((parent, os.fsencode(name)))
+
+    def attributes_changed(self, ino: int) -> None:
+        self._put((ino, None))
+
+    def _put(self, item: tuple[int, bytes | None]) -> None:
+        if self._armed and self._queue.qsize() < QUEUE_LIMIT:
+            self._queue.put(item)
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None and self._armed:
+            ino, name = item
+            try:
+                if name is None:
+                    session.invalidate_inode(ino)
+                else:
+                    session.invalidate_entry(ino, name)
+            except FileNotFoundError:
+                continue  # the kernel does not know it: nothing to forget
+            except OSError as exc:
+                _log.debug("the kernel was not told", inode=ino, cause=exc)

@@ -1,0 +1,293 @@
+"""Translates between the kernel's requests and the file system's verbs, and nothing else.
+
+Bytes become `str` only here (surrogateescape), nodes become attributes in one helper, and the lookup count goes up in one
+helper, before the answer is sent. Every handler runs in the guard: it has a deadline, an error becomes an errno, and what is
+no error of ours becomes EIO with a traceback in the log (pyfuse3 ends its loop on anything but FUSEError).
+
+A file handle is `inode * 2 + (1 if open for writing)`: the next worker can read it, whoever gave it out.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+import pyfuse3
+import trio
+
+from nbmountd.disk.database import Node
+from nbmountd.errors import Exists, NotFound, RemoteTimeout
+from nbmountd.fs.filesystem import FileSystem, SetAttributes
+from nbmountd.fuse.errno_map import errno_of, is_expected
+from nbmountd.log import get_logger
+from nbmountd.model import Kind
+
+FILE_BLOCK_SIZE = 128 * 2**10
+"""st_blksize of files: also the buffer of Python's open(); larger would make every small read a large one."""
+DIRECTORY_BLOCK_SIZE = 2**20
+"""st_blksize of directories sizes glibc's getdents buffer, and with it READDIRPLUS: 17 requests for 100,000 entries."""
+READDIR_BATCH = 500
+GRACE = 5.0
+"""Seconds that a handler has beyond the mount's deadline for remote work, before its caller is let go all the same."""
+
+_TYPES = {
+    Kind.FILE: stat.S_IFREG,
+    Kind.DIRECTORY: stat.S_IFDIR,
+    Kind.SYMLINK: stat.S_IFLNK,
+    Kind.FIFO: stat.S_IFIFO,
+    Kind.SOCKET: stat.S_IFSOCK,
+}
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
+_log = get_logger(__name__)
+
+Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
+
+
+def _guarded(handler: Handler) -> Handler:
+    operation = handler.__name__
+
+    @wraps(handler)
+    async def guard(self: Operations, *arguments: Any) -> Any:
+        self.requests[operation] += 1
+        try:
+            with trio.fail_after(self.deadline):
+                return await handler(self, *arguments)
+        except pyfuse3.FUSEError:
+            raise
+        except trio.TooSlowError:
+            exc: Exception = RemoteTimeout(f"{operation} did not end within its deadline")
+        except Exception as error:
+            exc = error
+        code = errno_of(exc)
+        if not is_expected(exc):
+            _log.exception("bug", operation=operation, node=arguments[0] if arguments else None)
+        elif code not in (errno.ENOENT, errno.EEXIST, errno.ENODATA, errno.ENOTEMPTY):
+            _log.debug("refused", operation=operation, node=arguments[0], errno=errno.errorcode.get(code, code), cause=exc)
+        raise pyfuse3.FUSEError(code) from None
+
+    return cast(Handler, guard)
+
+
+class Operations(pyfuse3.Operations):  # type: ignore[misc]
+    """The handlers of one mount."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, filesystem: FileSystem, *, deadline: float) -> None:
+        super().__init__()
+        self.fs = filesystem
+        self.deadline = deadline + GRACE
+        self.requests: Counter[str] = Counter()
+        """Requests served, by operation."""
+
+    # -- helpers ------------------------------------------------------------------------------------------------------
+
+    def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
+        attributes = pyfuse3.EntryAttributes()
+        attributes.st_ino = node.ino
+        attributes.st_mode = _TYPES[node.kind] | node.mode
+        attributes.st_nlink = 1
+        attributes.st_uid = self.fs.uid
+        attributes.st_gid = self.fs.gid
+        attributes.st_rdev = node.rdev
+        attributes.st_size = node.size
+        attributes.st_blocks = self.fs.blocks(node)
+        attributes.st_blksize = DIRECTORY_BLOCK_SIZE if node.kind is Kind.DIRECTORY else FILE_BLOCK_SIZE
+        attributes.st_atime_ns = attributes.st_mtime_ns = node.mtime_ns
+        attributes.st_ctime_ns = node.ctime_ns
+        attributes.entry_timeout = attributes.attr_timeout = self.fs.refresh.kernel_timeout
+        return attributes
+
+    def _entry(self, node: Node) -> pyfuse3.EntryAttributes:
+        """Attributes for an answer that makes the kernel remember the number."""
+        self.fs.nodes.looked_up(node.ino)
+        return self._attributes(node)
+
+    def _inode(self, handle: int) -> int:
+        """The inode of an open file; a handle of an earlier worker is taken over at its first use."""
+        ino = handle >> 1
+        if not self.fs.is_open(ino):
+            self.fs.adopt_handle(ino, writing=bool(handle & 1))
+        return ino
+
+    # -- names --------------------------------------------------------------------------------------------------------
+
+    @_guarded
+    async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+        try:
+            return self._entry(await self.fs.lookup(parent, os.fsdecode(name)))
+        except NotFound:
+            absent = pyfuse3.EntryAttributes()  # number 0: the kernel may remember that there is no such name
+            absent.st_ino = 0
+            absent.entry_timeout = self.fs.refresh.kernel_timeout
+            return absent
+
+    @_guarded
+    async def forget(self, forgotten: Sequence[tuple[int, int]]) -> None:
+        for ino, count in forgotten:
+            self.fs.nodes.forgotten(ino, count)
+
+    @_guarded
+    async def opendir(self, ino: int, ctx: Any) -> int:
+        await self.fs.open_directory(ino)
+        return ino
+
+    @_guarded
+    async def readdir(self, handle: int, after: int, token: Any) -> None:
+        while True:
+            nodes = self.fs.read_directory(handle, after, READDIR_BATCH)
+            for node in nodes:
+                self.fs.nodes.looked_up(node.ino)
+                if not pyfuse3.readdir_reply(token, os.fsencode(node.name), self._attributes(node), node.ino):
+                    self.fs.nodes.forgotten(node.ino, 1)
+                    return
+                after = node.ino
+            if len(nodes) < READDIR_BATCH:
+                return
+
+    @_guarded
+    async def releasedir(self, handle: int) -> None:
+        self.fs.close_directory(handle)
+
+    @_guarded
+    async def fsyncdir(self, handle: int, datasync: bool) -> None:
+        await self.fs.fsync(handle)
+
+    # -- making, removing, renaming -----------------------------------------------------------------------------------
+
+    @_guarded
+    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+        return self._entry(await self.fs.make_directory(parent, os.fsdecode(name), mode))
+
+    @_guarded
+    async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any) -> pyfuse3.EntryAttributes:
+        return self._entry(await self.fs.make_special(parent, os.fsdecode(name), mode, rdev))
+
+    @_guarded
+    async def symlink(self, parent: int, name: bytes, target: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+        return self._entry(await self.fs.make_symlink(parent, os.fsdecode(name), os.fsdecode(target)))
+
+    @_guarded
+    async def link(self, ino: int, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+        raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
+
+    @_guarded
+    async def readlink(self, ino: int, ctx: Any) -> bytes:
+        return os.fsencode(self.fs.readlink(ino))
+
+    @_guarded
+    async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
+        await self.fs.unlink(parent, os.fsdecode(name))
+
+    @_guarded
+    async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
+        await self.fs.remove_directory(parent, os.fsdecode(name))
+
+    @_guarded
+    async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: Any) -> None:
+        if flags & ~(_RENAME_NOREPLACE | _RENAME_EXCHANGE):
+            raise pyfuse3.FUSEError(errno.EINVAL)
+        await self.fs.rename(
+            parent, os.fsdecode(name), new_parent, os.fsdecode(new_name),
+            replace=not flags & _RENAME_NOREPLACE, exchange=bool(flags & _RENAME_EXCHANGE),
+        )  # fmt: skip
+
+    # -- attributes ---------------------------------------------------------------------------------------------------
+
+    @_guarded
+    async def getattr(self, ino: int, ctx: Any = None) -> pyfuse3.EntryAttributes:
+        return self._attributes(self.fs.getattr(ino))
+
+    @_guarded
+    async def setattr(
+        self, ino: int, new: pyfuse3.EntryAttributes, fields: Any, handle: int | None, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        wanted = SetAttributes(
+            mode=stat.S_IMODE(new.st_mode) if fields.update_mode else None,
+            uid=new.st_uid if fields.update_uid else None,
+            gid=new.st_gid if fields.update_gid else None,
+            size=new.st_size if fields.update_size else None,
+            mtime_ns=new.st_mtime_ns if fields.update_mtime else None,
+        )
+        return self._attributes(await self.fs.setattr(ino, wanted))
+
+    @_guarded
+    async def getxattr(self, ino: int, name: bytes, ctx: Any) -> bytes:
+        return self.fs.get_xattr(ino, os.fsdecode(name))
+
+    @_guarded
+    async def listxattr(self, ino: int, ctx: Any) -> list[bytes]:
+        return [os.fsencode(name) for name in self.fs.list_xattrs(ino)]
+
+    @_guarded
+    async def setxattr(self, ino: int, name: bytes, value: bytes, ctx: Any) -> None:
+        self.fs.set_xattr(ino, os.fsdecode(name), bytes(value))
+
+    @_guarded
+    async def removexattr(self, ino: int, name: bytes, ctx: Any) -> None:
+        self.fs.remove_xattr(ino, os.fsdecode(name))
+
+    @_guarded
+    async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
+        return self._statfs()
+
+    def _statfs(self) -> pyfuse3.StatvfsData:
+        block = 4096
+        used, available = self.fs.quota.used, self.fs.quota.available
+        if available is None:
+            available = 2**50  # no limit known: a number that no program takes for "full"
+        answer = pyfuse3.StatvfsData()
+        answer.f_bsize = answer.f_frsize = block
+        answer.f_blocks = ((used or 0) + available) // block
+        answer.f_bfree = answer.f_bavail = available // block
+        answer.f_files = answer.f_ffree = answer.f_favail = 2**32
+        answer.f_namemax = 255
+        return answer
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    @_guarded
+    async def open(self, ino: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
+        writing = flags & os.O_ACCMODE != os.O_RDONLY
+        self.fs.open(ino, writing=writing, truncate=bool(flags & os.O_TRUNC))
+        return pyfuse3.FileInfo(fh=ino * 2 + writing, keep_cache=True)
+
+    @_guarded
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        try:
+            node = await self.fs.create(parent, os.fsdecode(name), mode)
+        except Exists:
+            if flags & os.O_EXCL:
+                raise
+            node = await self.fs.lookup(parent, os.fsdecode(name))
+            self.fs.open(node.ino, writing=True, truncate=bool(flags & os.O_TRUNC))
+        return pyfuse3.FileInfo(fh=node.ino * 2 + 1, keep_cache=True), self._entry(node)
+
+    @_guarded
+    async def read(self, handle: int, offset: int, size: int) -> bytes:
+        return await self.fs.read(self._inode(handle), offset, size)
+
+    @_guarded
+    async def write(self, handle: int, offset: int, data: bytes) -> int:
+        return self.fs.write(self._inode(handle), offset, data)
+
+    @_guarded
+    async def flush(self, handle: int) -> None:
+        await self.fs.flush(handle >> 1)
+
+    @_guarded
+    async def fsync(self, handle: int, datasync: bool) -> None:
+        await self.fs.fsync(self._inode(handle))
+
+    @_guarded
+    async def release(self, handle: int) -> None:
+        self.fs.close_file(handle >> 1, writing=bool(handle & 1))

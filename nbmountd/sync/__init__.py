@@ -1,0 +1,1 @@
+"""Brings the remote nearer to what is local."""

@@ -1,0 +1,30 @@
+"""The name of a conflict copy. Pure."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+
+_DOUBLE = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+def conflict_name(name: str, when: datetime.datetime, taken: Callable[[str], bool], max_bytes: int = 255) -> str:
+    """`name (conflict 2026-11-22 1403).ext`, numbered when taken, never longer than `max_bytes` in UTF-8."""
+    stem, extension = _split(name)
+    number = 1
+    while True:
+        mark = f" (conflict {when:%Y-%m-%d %H%M}{'' if number == 1 else f' {number}'})"
+        room = max_bytes - len((mark + extension).encode("utf-8", "surrogateescape"))
+        cut = stem.encode("utf-8", "surrogateescape")[:room].decode("utf-8", "ignore")
+        candidate = (stem if len(stem.encode("utf-8", "surrogateescape")) <= room else cut) + mark + extension
+        if not taken(candidate):
+            return candidate
+        number += 1
+
+
+def _split(name: str) -> tuple[str, str]:
+    for double in _DOUBLE:
+        if name.endswith(double) and len(name) > len(double):
+            return name[: -len(double)], double
+    stem, dot, extension = name.rpartition(".")
+    return (stem, dot + extension) if stem and dot and len(extension) <= 16 else (name, "")

@@ -1,0 +1,91 @@
+"""The bytes of an upload: a snapshot of a content, read in order from the disk while writing to the file goes on.
+
+What is not here (the unchanged rest of a large file) is fetched from the base version on the way, a window at a time; a
+snapshot is never held in memory. It knows no backend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from nbmountd.backends.base import Piece
+from nbmountd.disk.content import Content, ContentStore, Layer
+
+WINDOW = 8 * 2**20
+"""Missing bytes are fetched in pieces of this size while the upload runs."""
+
+Ensure = Callable[[Content, int, int, list[Layer]], Awaitable[None]]
+
+
+class Snapshot:
+    """The content as it was when the upload began; a `Body` for backends. `layers` are frozen by the caller.
+
+    `read` is called in worker threads of the loop that made the snapshot; it may raise RemoteError or StaleFile when
+    missing bytes cannot be fetched. With `algorithm` (a hashlib name), `digest` is that of the bytes read from the start.
+    """
+
+    def __init__(
+        self, store: ContentStore, content: Content, layers: list[Layer], ensure: Ensure, algorithm: str | None = None
+    ) -> None:
+        self._store = store
+        self._content = content
+        self.layers = layers
+        self._ensure = ensure
+        self._algorithm = algorithm
+        self.size = layers[-1].size if layers else content.base_size
+        self.sent = 0
+        self._all_here = all(
+            (segment.fd is None and not segment.missing) or segment.fd in {layer.fd for layer in layers}
+            for segment in content.segments(0, self.size, layers)
+        )
+        """Nothing of the base is needed: the frozen layers can be read without asking the loop."""
+        self._hash = hashlib.new(algorithm) if algorithm else None
+
+    def read(self, count: int = -1, /) -> bytes:
+        left = self.size - self.sent
+        count = min(left, WINDOW if count is None or count < 0 else count)
+        if count <= 0:
+            return b""
+        data = self.read_at(self.sent, count)
+        self.sent += len(data)
+        if self._hash is not None:
+            self._hash.update(data)
+        return data
+
+    def read_at(self, start: int, count: int) -> bytes:
+        """Bytes from anywhere in the snapshot; in a worker thread."""
+        if self._all_here:
+            return self._content.read(start, count, layers=self.layers)
+        call: Callable[[], bytes] = trio.from_thread.run(self._gather, start, count)
+        return call()
+
+    async def _gather(self, start: int, count: int) -> Callable[[], bytes]:
+        if self._content.missing(start, start + count, self.layers):
+            await self._ensure(self._content, start, min(self.size, start + max(count, WINDOW)), self.layers)
+        return self._store.read_later(self._content, start, count, self.layers)
+
+    def rewind(self) -> None:
+        self.sent = 0
+        if self._algorithm is not None:
+            self._hash = hashlib.new(self._algorithm)
+
+    @property
+    def digest(self) -> str | None:
+        """Hex digest of what was read since the start; None without an algorithm or when not all was read."""
+        return self._hash.hexdigest() if self._hash is not None and self.sent == self.size else None
+
+    def pieces(self) -> list[Piece]:
+        """The ranges that differ from the base version, for a remote with ranged writes."""
+        ours = {layer.fd for layer in self.layers}
+        ranges: list[tuple[int, int]] = []
+        for segment in self._content.segments(0, self.size, self.layers):
+            if segment.missing or (segment.fd is not None and segment.fd not in ours):
+                continue  # as the base has it
+            if ranges and ranges[-1][1] == segment.start:
+                ranges[-1] = (ranges[-1][0], segment.stop)
+            else:
+                ranges.append((segment.start, segment.stop))
+        return [Piece(start, stop, self.read_at) for start, stop in ranges]

@@ -1,0 +1,137 @@
+"""Fixtures for tests on a real mount: servers, daemons, and the rules every such test keeps.
+
+The rules: the daemon's log holds no warning, error or traceback that the test did not announce with
+`@pytest.mark.expects_log("regular expression", ...)`; a call that hangs in a mount is ended before the test's time limit;
+a log is shown when its test fails.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from nbmountd.control.schema import MountStatus
+from tests.mounted import harness
+from tests.servers import ApacheServer, NginxServer, ServerProcess, WsgiDAVServer
+
+HANG_LIMIT = 150
+"""Seconds after which every daemon of a test is killed: what waits in a dead mount cannot be ended in another way."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "expects_log(*patterns): log lines above `info` that this test brings about")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.mounted)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_right_to_mount() -> None:
+    """Skips where FUSE cannot work, but never in CI, where that would hide everything."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK) and "CI" not in os.environ:
+        pytest.skip("/dev/fuse cannot be opened here")
+
+
+@pytest.fixture(autouse=True)
+def no_surprises(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ends a test that hangs in a mount, and judges the logs of all daemons that lived during the test."""
+    patterns = [str(p) for marker in request.node.iter_markers("expects_log") for p in marker.args]
+    watchdog = threading.Timer(HANG_LIMIT, harness.abandon_all)
+    watchdog.daemon = True
+    watchdog.start()
+
+    yield
+
+    watchdog.cancel()
+    found = [line for daemon in harness.LIVE for line in harness.surprises(daemon.new_log_lines(), patterns)]
+    assert not found, "unexpected in the log:\n" + "\n".join(found)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
+    report = yield
+    if report.failed:
+        for daemon in harness.LIVE:
+            tail = daemon.log.read_text(errors="replace").splitlines()[-100:]
+            report.sections.append((f"log of the daemon in {daemon.home}", "\n".join(tail)))
+    return report
+
+
+# --- servers and daemons that the tests share --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A place in a mount and the same place on its server."""
+
+    daemon: harness.Daemon
+    name: str
+    mount: Path
+    root: Path
+
+    def below(self, name: str) -> Rig:
+        return replace(self, mount=self.mount / name, root=self.root / name)
+
+    @property
+    def status(self) -> MountStatus:
+        return self.daemon.status(self.name)
+
+
+def webdav_mount(server: ServerProcess, below: str = "") -> dict[str, object]:
+    """The keys of a mount over `server`, or over a directory of it (`below`, with a slash at its end)."""
+    return {"backend": "webdav", "url": server.url + below, "user": server.user, "password": server.password}
+
+
+def directory_mount(source: Path) -> dict[str, object]:
+    """The keys of a mount over a local folder."""
+    return {"backend": "directory", "source": str(source)}
+
+
+@pytest.fixture(scope="session")
+def apache_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    base = tmp_path_factory.mktemp("apache")
+    with ApacheServer(base / "root", base / "work") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def over_three_servers(
+    apache_server: ServerProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Rig]]:
+    """One daemon with a mount over each server, for all tests that need nothing special of them."""
+    base = tmp_path_factory.mktemp("servers")
+    with (
+        NginxServer(base / "nginx", base / "nginx-work") as nginx,
+        WsgiDAVServer(base / "wsgidav", base / "wsgidav-work") as wsgidav,
+    ):
+        own = apache_server.root / "shared-mount"
+        own.mkdir()
+        roots = {"apache": own, "nginx": nginx.root, "wsgidav": wsgidav.root}
+        mounts = {
+            "apache": webdav_mount(apache_server, "shared-mount/"),
+            "nginx": webdav_mount(nginx),
+            "wsgidav": webdav_mount(wsgidav),
+        }
+        with harness.daemon_over(mounts) as daemon:
+            yield {name: Rig(daemon, name, daemon.path(name), roots[name]) for name in mounts}
+
+
+@pytest.fixture(scope="session", params=["apache", "nginx", "wsgidav"])
+def webdav(over_three_servers: dict[str, Rig], request: pytest.FixtureRequest) -> Rig:
+    """A mount over each of the three servers in turn."""
+    return over_three_servers[request.param]
+
+
+@pytest.fixture(scope="session")
+def apache(over_three_servers: dict[str, Rig]) -> Rig:
+    """The mount over Apache."""
+    return over_three_servers["apache"]
