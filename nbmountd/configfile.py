@@ -196,7 +196,7 @@ def _place(source: _Source, table: int | str | None, key: str | None) -> str:
         if re.match(r"\[\[\s*mount\s*\]\]", text):
             mounts += 1
             current = mounts
-        elif header := re.match(r"\[\s*([\w-]+)", text):
+        elif header := re.match(r"\[+\s*([\w-]+)", text):
             current = header[1]
         at_header = text.startswith("[")
         if key is None:

@@ -55,7 +55,7 @@ async def run(
         uid, gid = owner or (None, None)
         socket_path = places.control_socket(environ, uid=uid, gid=gid)
     launch.preload(worker)
-    stop = stop or trio.Event()
+    stop = trio.Event() if stop is None else stop
     hurry = trio.Event()
     keepers: list[Keeper] = []
 

@@ -37,6 +37,7 @@ from nbmountd.fs.nodes import Nodes
 from nbmountd.fs.reads import Reads
 from nbmountd.fs.refresh import Refresh
 from nbmountd.fuse import session
+from nbmountd.fuse.agreement import Flag
 from nbmountd.fuse.notify import KernelNotifier
 from nbmountd.fuse.operations import Operations
 from nbmountd.log import configure, get_logger
@@ -111,7 +112,7 @@ async def _serve(start: WorkerStart) -> None:
     store.recover(power_lost=_rebooted(database))
     driver, credential, traffic = make_backend(mount)
     backend = PolicyBackend(driver, deadline=mount.request_deadline, credential=credential)
-    notifier = KernelNotifier()
+    notifier = KernelNotifier(expire_only=Flag.HAS_EXPIRE_ONLY in start.agreement.flags)
     nodes = Nodes(mount, database, store, notifier, resumed=start.resume)
     budgets.append(
         Budget(

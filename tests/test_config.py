@@ -185,7 +185,7 @@ B = '[[mount]]\nname = "b"\npath = "~/b"\nbackend = "webdav"\nurl = "https://h/"
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("a = [", ["not TOML", "line 1"]),
+        ("a = ]", ["not TOML", "line 1"]),
         ("[deamon]\n", [":1:", "deamon", 'did you mean "daemon"']),
         ("[[mounts]]\n", [":1:", "mounts", 'did you mean "mount"']),
         ("[mount]\n", [":1:", "[[mount]]"]),
@@ -215,7 +215,7 @@ B = '[[mount]]\nname = "b"\npath = "~/b"\nbackend = "webdav"\nurl = "https://h/"
         (A + "exclude = ['a', 3]\n", [":6:", "exclude", "str"]),
         (A + "freshness = '-5s'\n", [":6:", "freshness"]),
         (A + "password_file = 'secret'\n", [":6:", "password_file", "absolute"]),
-        (A + "password = 'x'\npassword_env = 'X'\n", [":7:", "password_env", "only one of"]),
+        (A + "password = 'never-used'\npassword_env = 'X'\n", [":7:", "password_env", "only one of"]),
         (A + "token_file = '/x'\ntoken_command = ['x']\n", [":7:", "only one of"]),
         (A + "password = '${PWD_OF_B2DROP}'\n", [":6:", 'password_env = "PWD_OF_B2DROP"']),
         (A.replace("https://h/", "h/dav"), [":5:", "url", "https://"]),

@@ -382,7 +382,9 @@ class _CookieSource:
         return self._message
 
 
-class _BodyFailed(Exception):  # noqa: N818 (carries another exception past urllib3's own handlers)
+class _BodyFailed(Exception):
+    """Carries an exception of a body past the handlers of urllib3."""
+
     def __init__(self, cause: Exception) -> None:
         super().__init__()
         self.cause = cause

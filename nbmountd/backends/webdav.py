@@ -375,10 +375,8 @@ class WebDAVBackend:
             raise RemoteUnsupported(f"PROPPATCH {path}: the server does not let the time be set")
         return await self._look_after(place)
 
-    async def changes(self) -> AsyncIterator[Change]:
-        """RemoteUnsupported: WebDAV tells of no changes."""
+    def changes(self) -> AsyncIterator[Change]:
         raise RemoteUnsupported("WebDAV tells of no changes")
-        yield
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -545,7 +543,7 @@ class WebDAVBackend:
             await self._client.delete(self._addresses.path(place), {})
 
 
-class _TellsNoVersion(Exception):  # noqa: N818 (caught where it is raised for)
+class _TellsNoVersion(Exception):
     """The answer to GET has nothing that says of which version it is; no byte was given away."""
 
 

@@ -99,7 +99,8 @@ def _new(nodes: Nodes, change: Transaction, directory: Node, entry: Entry) -> No
     base = base_values(nodes, entry) | {"base_parent": directory.ino, "base_name": entry.name}
     if occupant is None:
         change.insert(entry.kind, parent=directory.ino, name=entry.name, **base, **local_values(nodes, entry))
-        nodes.kernel.entry_changed(directory.ino, entry.name)
+        if directory.listed:  # the kernel may remember that there was no such name
+            nodes.kernel.entry_changed(directory.ino, entry.name)
     elif occupant.is_directory and entry.kind is Kind.DIRECTORY and occupant.base_parent is None:
         change.update(occupant, **base)  # both sides made the same directory
 

@@ -23,7 +23,9 @@ _log = get_logger(__name__)
 class KernelNotifier:
     """A `fs.nodes.KernelView` that writes to the session. Started with `start`, ended with `disarm`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, expire_only: bool) -> None:
+        """`expire_only`: the kernel can be told to look a name up again without throwing its inode and pages away."""
+        self._expire_only = expire_only
         self._queue: queue.SimpleQueue[tuple[int, bytes | None] | None] = queue.SimpleQueue()
         self._armed = False
         self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
@@ -55,7 +57,7 @@ class KernelNotifier:
                 if name is None:
                     session.invalidate_inode(ino)
                 else:
-                    session.invalidate_entry(ino, name)
+                    session.invalidate_entry(ino, name, expire_only=self._expire_only)
             except FileNotFoundError:
                 continue  # the kernel does not know it: nothing to forget
             except OSError as exc:

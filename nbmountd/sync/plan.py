@@ -241,12 +241,10 @@ class _Planner:
         for ino in candidates:
             change = self.changes[ino]
             leaves = change.base is not None and not change.in_place
-            if ino in untouchable or (leaves and ino in held) or change.local in aims or change.base in aims:
+            if ino in untouchable or (leaves and ino in held) or change.local in aims:
                 blocked.append(ino)
             for needed in self.needs[ino]:
                 needed_by[needed].append(ino)
-                if self.changes[needed].in_place:
-                    blocked.append(ino)  # it would have to leave, but has nowhere to go
         return _reachable(blocked, lambda ino: needed_by.get(ino, ()))
 
     def _parents(self, ino: int) -> list[int]:
@@ -363,8 +361,8 @@ def _with_after(steps: list[Step], changes: Mapping[int, Change]) -> tuple[Step,
 
     finished: list[Step] = []
     for index, step in enumerate(steps):
-        places, replaced = _touched(step)
-        writes: list[int | Position] = [*places, *replaced]
+        places = _touched(step)
+        writes: list[int | Position] = [*places]
         reads: set[int] = set()
         if shifting:
             for place in places:
@@ -387,15 +385,11 @@ def _with_after(steps: list[Step], changes: Mapping[int, Change]) -> tuple[Step,
     return tuple(finished)
 
 
-def _touched(step: Step) -> tuple[list[Position], list[int]]:
-    """The places whose occupant the step changes (the last one is where the node then is), and the node it replaces."""
+def _touched(step: Step) -> list[Position]:
+    """The places whose occupant the step changes; the last one is where the node then is."""
     if isinstance(step, Move):
-        return [step.source, step.target], [] if step.replaces is None else [step.replaces]
-    if isinstance(step, Upload):
-        return [step.at], [] if step.replaces is None else [step.replaces]
-    if isinstance(step, (MakeDirectory, MakeSymlink, Remove)):
-        return [step.at], []
-    return [], []
+        return [step.source, step.target]
+    return [step.at] if isinstance(step, (MakeDirectory, MakeSymlink, Upload, Remove)) else []
 
 
 def _has_remote_form(change: Change) -> bool:

@@ -44,7 +44,6 @@ from tests.backends.suite import (
     upload,
 )
 
-
 CLOCK_REALTIME_COARSE = 5
 
 

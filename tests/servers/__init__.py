@@ -17,9 +17,9 @@ that roots below a private temporary directory work.
 """
 
 from tests.servers.apache import ApacheServer
-#from tests.servers.broken import BrokenServer
+from tests.servers.broken import BrokenServer
 from tests.servers.nginx import NginxServer
 from tests.servers.process import ServerMissing, ServerProcess
 from tests.servers.wsgidav_server import WsgiDAVServer
 
-__all__ = ["ApacheServer", "NginxServer", "ServerMissing", "ServerProcess", "WsgiDAVServer"]
+__all__ = ["ApacheServer", "BrokenServer", "NginxServer", "ServerMissing", "ServerProcess", "WsgiDAVServer"]

@@ -87,7 +87,8 @@ class ApacheServer(ServerProcess):
         users.with_suffix(".new").replace(users)
 
     def command(self) -> list[str]:
-        command = [program("apache2", "apache2"), "-D", "FOREGROUND", "-d", str(self.work), "-f", str(self.work / "apache.conf")]
+        configuration = str(self.work / "apache.conf")
+        command = [program("apache2", "apache2"), "-D", "FOREGROUND", "-d", str(self.work), "-f", configuration]
         if os.geteuid() != 0:
             return command
         # Apache refuses to serve as root.

@@ -24,7 +24,7 @@ STOP_LIMIT = 5.0
 """Seconds from SIGTERM to SIGKILL."""
 
 
-class ServerMissing(Exception):  # noqa: N818
+class ServerMissing(Exception):
     """The program is not installed."""
 
 
@@ -105,6 +105,13 @@ class ServerProcess:
     def requests(self) -> list[str]:
         """"METHOD PATH STATUS" of each request since the start or `clear_requests`. A server may log after it answers."""
         return self.log.read_text("utf-8", "replace").splitlines()
+
+    def wait_for_requests(self, count: int) -> None:
+        """Returns when at least `count` requests are in the log; raises AssertionError after START_LIMIT seconds."""
+        deadline = time.monotonic() + START_LIMIT
+        while len(self.requests()) < count:
+            assert time.monotonic() < deadline, self.requests()
+            time.sleep(0.005)
 
     def clear_requests(self) -> None:
         with self.log.open("wb"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -176,14 +177,16 @@ def test_two_files_swap_through_a_temporary_name() -> None:
     ]
 
 
-def test_a_directory_and_its_own_child_swap_through_a_temporary_name() -> None:
+@pytest.mark.parametrize(("above", "below"), [(2, 3), (3, 2)])
+def test_a_directory_and_its_own_child_swap_through_a_temporary_name(above: int, below: int) -> None:
     """a/b -> a, a -> a/b: a must leave its place before b can have it, and b must leave a before a can go below it."""
-    steps = plan_of(directory(2, (3, "b"), (1, "a")), directory(3, (1, "a"), (2, "b")))
+    steps = plan_of(directory(above, (below, "b"), (1, "a")), directory(below, (1, "a"), (above, "b")))
 
-    assert [step for step in steps if isinstance(step, Move)] == [
-        Move(2, at(1, "a"), at(1, f"{TEMPORARY_PREFIX}2"), None),
-        Move(3, at(2, "b"), at(1, "a"), None, after=frozenset({0})),
-        Move(2, at(1, f"{TEMPORARY_PREFIX}2"), at(3, "b"), None, after=frozenset({0, 1})),
+    temporary = at(1, f"{TEMPORARY_PREFIX}{above}")
+    assert steps == [
+        Move(above, at(1, "a"), temporary, None),
+        Move(below, at(above, "b"), at(1, "a"), None, after=frozenset({0})),
+        Move(above, temporary, at(below, "b"), None, after=frozenset({0, 1})),
     ]
 
 
@@ -202,6 +205,12 @@ def test_a_node_left_at_a_temporary_name_is_moved_on_even_if_it_is_not_due() -> 
     temporary = (1, f"{TEMPORARY_PREFIX}2")
 
     assert plan_of(file(2, (1, "b"), temporary, due=False)) == [Move(2, at(*temporary), at(1, "b"), None)]
+
+
+def test_a_file_that_is_not_due_is_only_moved_when_its_place_is_needed() -> None:
+    steps = plan_of(file(2, (1, "f~"), (1, "f"), content=True, attributes=True, due=False), file(3, (1, "f"), None))
+
+    assert [step for step in steps if step.ino == 2] == [Move(2, at(1, "f"), at(1, "f~"), None)]
 
 
 # --- rule 4: removals ---
@@ -295,6 +304,17 @@ def test_the_place_a_running_step_aims_at_is_taken() -> None:
 
     assert plan_of(running, file(3, None, (1, "f"))) == [], "it is being replaced"
     assert plan_of(running, file(3, (1, "f"), None)) == []
+
+
+def test_the_places_of_busy_nodes_may_make_circles_with_those_of_others() -> None:
+    """e/d (attributes being set) was moved out of e meanwhile, e into it, and x into e: for the plan d is still in e."""
+    steps = plan_of(
+        directory(2, (3, "e"), (1, "e")),
+        directory(3, (2, "d"), (2, "d"), attributes=True, busy=True),
+        directory(4, (2, "x"), (1, "x")),
+    )
+
+    assert steps == []
 
 
 def test_a_place_whose_occupant_is_busy_is_waited_for() -> None:

@@ -1,0 +1,467 @@
+"""The supervisor with a worker that serves a real mount but has no remote."""
+
+from __future__ import annotations
+
+import base64
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from nbmountd import supervisor
+from nbmountd.config import Config, DaemonConfig, DirectoryOptions, MountConfig
+from nbmountd.control.client import ask
+from nbmountd.control.schema import (
+    AnyReply,
+    AnyRequest,
+    Cache,
+    Done,
+    Event,
+    Events,
+    Failed,
+    Mount,
+    MountStatus,
+    Progress,
+    Queue,
+    QueueReply,
+    Status,
+    StatusReply,
+    Stop,
+    Sync,
+    Text,
+    Unmount,
+)
+from nbmountd.errors import StateError
+from nbmountd.fuse import mounting
+from nbmountd.keeper import Rhythm
+
+pytestmark = [
+    pytest.mark.mounted,
+    pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"),
+]
+
+ROOT = Path(__file__).parents[1]
+WORKER = "tests.stub_worker:run"
+FAST = Rhythm(probe=0.1, patience=1.0, start_patience=10.0, statfs_patience=5.0, stop_grace=0.5, deaths=4, retry=60.0,
+              pauses=(0.0, 0.01))  # fmt: skip
+
+
+def configuration(tmp_path: Path, *names: str, drain_timeout: float = 5.0) -> Config:
+    daemon = DaemonConfig(
+        state_dir=str(tmp_path / "state"), cache_dir=str(tmp_path / "cache"), drain_timeout=drain_timeout
+    )
+    mounts = tuple(
+        MountConfig(name=name, path=str(tmp_path / "home" / name), backend="directory", options=DirectoryOptions(source="/"))
+        for name in names
+    )
+    return Config(daemon=daemon, mounts=mounts)
+
+
+def backing(config: Config, name: str) -> Path:
+    directory = Path(config.daemon.state_dir) / name
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    directory.parent.chmod(0o700)
+    return directory
+
+
+@asynccontextmanager
+async def running(config: Config, rhythm: Rhythm = FAST) -> AsyncIterator[Path]:
+    stop = trio.Event()
+    socket_path = Path(config.daemon.state_dir).parent / "run" / "control.sock"
+
+    async def run(*, task_status: trio.TaskStatus[Path]) -> None:
+        await supervisor.run(
+            config, worker=WORKER, socket_path=socket_path, rhythm=rhythm, stop=stop, environ={}, task_status=task_status
+        )
+
+    async with trio.open_nursery() as nursery:
+        with trio.fail_after(20):
+            yield await nursery.start(run)
+        stop.set()
+    for mount in config.mounts:
+        assert mounting.find(mount.path) is None
+
+
+async def replies(path: Path, request: AnyRequest) -> list[AnyReply]:
+    async with aclosing(ask(path, request)) as answers:
+        return [answer async for answer in answers]
+
+
+async def answer(path: Path, request: AnyRequest) -> AnyReply:
+    return (await replies(path, request))[-1]
+
+
+async def status(path: Path, name: str) -> MountStatus:
+    reply = await answer(path, Status(mount=name))
+    assert isinstance(reply, StatusReply)
+    return reply.mounts[0]
+
+
+async def until(path: Path, name: str, **wanted: object) -> MountStatus:
+    while True:
+        seen = await status(path, name)
+        if all(getattr(seen, field) == value for field, value in wanted.items()):
+            return seen
+        await trio.sleep(0.02)
+
+
+async def read(path: str) -> bytes:
+    return await trio.to_thread.run_sync(Path(path).read_bytes, abandon_on_cancel=True)
+
+
+async def test_mounts_serve_files_and_are_gone_afterwards(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "a", "b")
+    (backing(config, "a") / "f").write_bytes(b"first")
+
+    async with running(config) as control:
+        assert await read(f"{config.mounts[0].path}/f") == b"first"
+        reply = await answer(control, Status())
+
+        assert isinstance(reply, StatusReply)
+        assert [(mount.name, mount.state, mount.unsent_files) for mount in reply.mounts] == [("a", "live", 7), ("b", "live", 7)]
+        assert not reply.safe
+        assert reply.pid == os.getpid()
+    assert not control.exists()
+    assert oct(os.stat(config.mounts[0].path).st_mode & 0o777) == "0o555"
+
+
+async def test_a_killed_worker_is_replaced_and_the_reader_waits(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "a")
+    path = config.mounts[0].path
+    async with running(config) as control:
+        before = await status(control, "a")
+        with open(f"{path}/f", "wb", buffering=0) as file:
+            for number in range(3):
+                await trio.to_thread.run_sync(file.write, b"x" * 4096)
+                now = await until(control, "a", state="live")
+                assert now.pid is not None
+                os.kill(now.pid, signal.SIGKILL)
+                await trio.to_thread.run_sync(file.write, b"y" * 4096)
+                after = await until(control, "a", restarts=number + 1, state="live")
+        assert after.pid != before.pid
+        assert len(await read(f"{path}/f")) == 6 * 4096
+
+
+async def test_a_worker_that_answers_nothing_is_replaced(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "a")
+    async with running(config) as control:
+        (backing(config, "a") / "deaf").touch()
+
+        await until(control, "a", restarts=1, state="live")
+
+        await read(f"{config.mounts[0].path}/counts")
+
+
+async def test_a_status_does_not_wait_for_a_silent_worker(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "a", "b")
+    async with running(config, Rhythm(probe=0.1)) as control:  # patient: nobody is killed within the test
+        (backing(config, "a") / "deaf").touch()
+        while (backing(config, "a") / "deaf").exists():  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+        begin = trio.current_time()
+        reply = await answer(control, Status())
+
+        assert isinstance(reply, StatusReply)
+        assert trio.current_time() - begin < 3.5
+        assert [mount.state for mount in reply.mounts] == ["degraded", "live"]
+        assert "does not answer" in reply.mounts[0].reason
+        os.kill(reply.mounts[0].pid or 0, signal.SIGKILL)
+        await until(control, "a", state="live")
+
+
+async def test_a_worker_that_keeps_dying_is_given_up_and_the_mount_taken_away(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "a", "b")
+    (backing(config, "a") / "crash").touch()
+
+    async with running(config) as control:
+        failed = await until(control, "a", state="failed")
+
+        assert "4 workers died" in failed.reason
+        assert "status 3" in failed.reason
+        assert mounting.find(config.mounts[0].path) is None
+        assert (await status(control, "b")).state == "live"
+        (backing(config, "a") / "crash").unlink()
+        assert isinstance(await answer(control, Mount(mount="a")), Done)
+        await read(f"{config.mounts[0].path}/counts")
+
+
+async def test_a_wrong_configuration_is_said_at_once_and_stops_no_other_mount(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "a", "b")
+    (backing(config, "a") / "refuse").touch()
+
+    async with running(config) as control:
+        failed = await status(control, "a")
+        assert (failed.state, failed.reason, failed.restarts) == ("failed", "the url of the remote is no url", 1)
+        assert (await status(control, "b")).state == "live"
+
+
+async def test_a_mount_point_with_files_in_it_fails_alone_and_is_retried(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "a", "b")
+    mine = Path(config.mounts[0].path) / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+
+    async with running(config, Rhythm(probe=0.1, retry=0.2)) as control:
+        failed = await status(control, "a")
+        assert failed.state == "failed"
+        assert "not empty" in failed.reason and "mine.txt" in failed.reason
+        assert (await status(control, "b")).state == "live"
+        mine.unlink()
+        await until(control, "a", state="live")
+
+
+async def test_unmount_drains_and_mount_brings_it_back(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "a")
+    (backing(config, "a") / "unsent").touch()
+    async with running(config) as control:
+        unmounted = await answer(control, Unmount(mount="a", timeout=3.0))
+
+        assert unmounted == Failed(message="1 file is unsent", code=4)
+        assert (backing(config, "a") / "stopped").read_text() == "3.0"
+        assert mounting.find(config.mounts[0].path) is None
+        assert (await status(control, "a")).state == "unmounted"
+        assert isinstance(await answer(control, Queue(mount="a")), Failed)
+        with pytest.raises(PermissionError):
+            await _as_user(config.mounts[0].path + "/hidden")
+        assert await answer(control, Mount(mount="a")) == Done(message=f"a at {config.mounts[0].path}")
+        await read(f"{config.mounts[0].path}/counts")
+
+
+async def _as_user(path: str) -> None:
+    """Root may write anywhere; a plain user must not."""
+    done = await trio.run_process(
+        ["setpriv", "--reuid=1234", "--clear-groups", "touch", path], check=False, capture_stderr=True
+    )
+    if b"ermission denied" in done.stderr:
+        raise PermissionError
+
+
+async def test_a_mount_removed_by_hand_stays_removed(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "a")
+    async with running(config) as control:
+        await trio.to_thread.run_sync(mounting.unmount, config.mounts[0].path)
+
+        gone = await until(control, "a", state="unmounted")
+
+        assert "nbmountctl mount a" in gone.reason
+
+
+async def test_requests_reach_the_worker_of_the_path_or_all(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "a", "b")
+    a, b = (mount.path for mount in config.mounts)
+    async with running(config) as control:
+        queue = await answer(control, Queue())
+        assert isinstance(queue, QueueReply)
+        assert (queue.total, {item.mount for item in queue.items}) == (2, {"a", "b"})
+        assert await answer(control, Cache(path=f"{b}/x/y")) == Text(text="b\n")
+        synced = await replies(control, Sync())
+        assert isinstance(synced[-1], Done)
+        assert max(r.bytes_left for r in synced if isinstance(r, Progress)) == 40
+        assert await answer(control, Sync(paths=(f"{a}/1", f"{a}/2"))) == Done(message="a 2")
+        assert "no mount" in str(await answer(control, Sync(paths=("/etc/passwd",))))
+        assert "there are: a, b" in str(await answer(control, Queue(mount="c")))
+        assert isinstance(await answer(control, Stop()), Failed)
+
+
+async def test_events_of_all_workers_are_relayed_until_the_client_leaves(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "a", "b")
+    async with running(config) as control:
+        seen = set()
+        async with aclosing(ask(control, Events())) as events:
+            async for event in events:
+                assert isinstance(event, Event)
+                seen.add(event.mount)
+                if len(seen) == 2:
+                    break
+        assert seen == {"a", "b"}
+
+
+async def test_a_worker_that_does_not_stop_is_killed_after_the_grace(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "a", drain_timeout=0.1)
+    (backing(config, "a") / "slow-stop").touch()
+
+    with trio.fail_after(10):
+        async with running(config):
+            pass
+
+
+async def test_two_daemons_do_not_share_a_state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LOCK_WAIT", 0.2)
+    config = configuration(tmp_path, "a")
+    async with running(config):
+        other = Config(daemon=config.daemon, mounts=())
+        with pytest.raises(StateError, match=f"in use by another nbmountd \\(pid {os.getpid()}\\)"):
+            await supervisor.run(other, worker=WORKER, socket_path=tmp_path / "run2" / "control.sock", environ={})
+
+
+async def test_root_mounts_for_the_owner_and_the_worker_becomes_that_user(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    for parent in (tmp_path.parent, tmp_path.parent.parent):
+        parent.chmod(0o755)
+    config = configuration(tmp_path, "a")
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, 1234, 1235)
+    async with running(config) as control:
+        seen = await status(control, "a")
+        ids = Path(f"/proc/{seen.pid}/status").read_text().splitlines()
+        values = dict(line.split(":\t", 1) for line in ids if ":\t" in line)
+        assert values["Uid"].split() == ["1234"] * 4
+        assert values["Gid"].split() == ["1235"] * 4
+        assert values["Groups"].split() == ["1235"]
+        assert (values["CapEff"], values["CapPrm"], values["NoNewPrivs"]) == ("0" * 16, "0" * 16, "1")
+        assert os.stat(config.daemon.state_dir).st_uid == 1234
+        assert os.stat(control).st_uid == 1234
+        done = await trio.run_process(
+            ["setpriv", "--reuid=1234", "--regid=1235", "--clear-groups", "cat", f"{home}/a/counts"], capture_stdout=True
+        )
+        assert b"read" in done.stdout
+
+
+# --- as a process of its own -------------------------------------------------------------------------------------------
+
+DAEMON = """
+import base64, pickle, sys, trio
+from pathlib import Path
+from nbmountd import supervisor
+from nbmountd.keeper import Rhythm
+config = pickle.loads(base64.b64decode(sys.argv[1]))
+trio.run(lambda: supervisor.run(config, worker="tests.stub_worker:run", socket_path=Path(sys.argv[2]),
+                                rhythm=Rhythm(probe=0.1)))
+for name in ("pyfuse3", "urllib3", "nbmountd.worker"):
+    assert name not in sys.modules, name
+"""
+
+
+class Daemon:
+    def __init__(self, config: Config, tmp_path: Path, **environment: str) -> None:
+        self.control = tmp_path / "run" / "control.sock"
+        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        address = f"\0nbmountd-test-{os.getpid()}-{id(self)}"
+        self.notify.bind(address)
+        self.notify.settimeout(20)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", DAEMON, base64.b64encode(pickle.dumps(config)).decode(), self.control],
+            cwd=ROOT, env={**os.environ, "NOTIFY_SOCKET": "@" + address[1:], **environment},
+        )  # fmt: skip
+
+    def wait_for(self, message: bytes) -> None:
+        while message not in self.notify.recv(1000):
+            pass
+
+
+@pytest.fixture
+def daemons() -> Iterator[list[Daemon]]:
+    started: list[Daemon] = []
+    yield started
+    for daemon in started:
+        daemon.notify.close()
+        if daemon.process.poll() is None:
+            daemon.process.terminate()
+            daemon.process.wait(20)
+
+
+def relatives(pid: int) -> set[int]:
+    """All living descendants, and what became orphaned but is in the session of none (workers make sessions of their own)."""
+    found: set[int] = set()
+    todo = [pid]
+    while todo:
+        try:
+            children = Path(f"/proc/{todo[-1]}/task/{todo.pop()}/children").read_text().split()
+        except OSError:
+            continue
+        found.update(map(int, children))
+        todo += map(int, children)
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+def wait_until_dead(pids: set[int]) -> None:
+    deadline = time.monotonic() + 10
+    while any(map(alive, pids)):
+        assert time.monotonic() < deadline, {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids if alive(pid)}
+        time.sleep(0.02)
+
+
+def test_sigterm_ends_everything_with_status_0_and_systemd_is_told(tmp_path: Path, daemons: list[Daemon]) -> None:
+    config = configuration(tmp_path, "a", "b")
+    daemon = Daemon(config, tmp_path, WATCHDOG_USEC="200000")
+    daemons.append(daemon)
+    daemon.wait_for(b"READY=1")
+    daemon.wait_for(b"WATCHDOG=1")
+    family = relatives(daemon.process.pid)
+    assert len(family) >= 3
+
+    daemon.process.terminate()
+
+    daemon.wait_for(b"STOPPING=1")
+    assert daemon.process.wait(15) == 0
+    assert not any(mounting.find(mount.path) for mount in config.mounts)
+    wait_until_dead(family)
+
+
+def test_a_second_sigint_does_not_wait_for_the_drain(tmp_path: Path, daemons: list[Daemon]) -> None:
+    config = configuration(tmp_path, "a", drain_timeout=300.0)
+    (backing(config, "a") / "slow-stop").touch()
+    daemon = Daemon(config, tmp_path)
+    daemons.append(daemon)
+    daemon.wait_for(b"READY=1")
+    daemon.process.send_signal(signal.SIGINT)
+    daemon.wait_for(b"STOPPING=1")
+
+    daemon.process.send_signal(signal.SIGINT)
+
+    assert daemon.process.wait(10) == 0
+
+
+def test_after_kill_9_of_the_supervisor_all_processes_end_and_the_next_run_goes_on(
+    tmp_path: Path, daemons: list[Daemon]
+) -> None:
+    config = configuration(tmp_path, "a", "b")
+    first = Daemon(config, tmp_path)
+    daemons.append(first)
+    first.wait_for(b"READY=1")
+    Path(config.mounts[0].path, "f").write_bytes(b"kept")
+    family = relatives(first.process.pid)
+
+    first.process.kill()
+    first.process.wait()
+    second = Daemon(config, tmp_path)
+    daemons.append(second)
+    second.wait_for(b"READY=1")
+
+    assert Path(config.mounts[0].path, "f").read_bytes() == b"kept"
+    wait_until_dead(family)
+
+
+def test_workers_live_on_when_the_fork_server_dies(tmp_path: Path, daemons: list[Daemon]) -> None:
+    config = configuration(tmp_path, "a")
+    daemon = Daemon(config, tmp_path)
+    daemons.append(daemon)
+    daemon.wait_for(b"READY=1")
+    (worker,) = [pid for pid in relatives(daemon.process.pid) if Path(f"/proc/{pid}/stat").read_text().split()[5] == str(pid)]
+    parent = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+    assert parent != daemon.process.pid
+
+    os.kill(parent, signal.SIGKILL)
+    time.sleep(0.3)
+    assert alive(worker)
+    os.kill(worker, signal.SIGKILL)
+
+    Path(config.mounts[0].path, "f").write_bytes(b"served by a worker of the next fork server")
