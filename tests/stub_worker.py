@@ -77,8 +77,10 @@ async def _serve(start: WorkerStart, backing: Path) -> None:
                 await trio.sleep_forever()
             session.stop()
             await ended.wait()
-            yield Failed(message="1 file is unsent", code=4) if (backing / "unsent").exists() else Done()
-            nursery.cancel_scope.cancel()
+            try:
+                yield Failed(message="1 file is unsent", code=4) if (backing / "unsent").exists() else Done()
+            finally:  # the server closes this generator as soon as the answer is sent
+                nursery.cancel_scope.cancel()
         else:
             yield Text(text=f"{name}\n")
 

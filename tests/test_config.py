@@ -113,7 +113,8 @@ def test_a_password_is_taken_as_it_is_and_never_shown(places: Places) -> None:
 
 
 def test_the_users_file_wins_key_by_key_and_mount_by_mount(places: Places) -> None:
-    places.system.write_text('[daemon]\nlog_level = "debug"\nlog_format = "json"\n' + MINIMAL + "freshness = 60\nread_only = true\n")
+    daemon = '[daemon]\nlog_level = "debug"\nlog_format = "json"\n'
+    places.system.write_text(daemon + MINIMAL + "freshness = 60\nread_only = true\n")
     places.user.write_text(
         '[daemon]\nlog_level = "error"\n[[mount]]\nname = "b2drop"\nfreshness = 10\n'
         '[[mount]]\nname = "shared"\npath = "~/shared"\nbackend = "directory"\nsource = "/srv/shared"\n'

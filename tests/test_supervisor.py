@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -372,17 +372,16 @@ def daemons() -> Iterator[list[Daemon]]:
 
 
 def relatives(pid: int) -> set[int]:
-    """All living descendants, and what became orphaned but is in the session of none (workers make sessions of their own)."""
-    found: set[int] = set()
-    todo = [pid]
-    while todo:
-        try:
-            children = Path(f"/proc/{todo[-1]}/task/{todo.pop()}/children").read_text().split()
-        except OSError:
-            continue
-        found.update(map(int, children))
-        todo += map(int, children)
-    return found
+    """All descendants: fork server, resource tracker, workers."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid}
 
 
 def alive(pid: int) -> bool:

@@ -28,7 +28,10 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("30", 30), ("2.5", 2.5), ("30s", 30), ("5 min", 300), ("1h30min", 5400), ("1 h 30 min", 5400), ("250 ms", 0.25), ("2d", 172800)],
+    [
+        ("30", 30), ("2.5", 2.5), ("30s", 30), ("5 min", 300), ("1h30min", 5400), ("1 h 30 min", 5400), ("250 ms", 0.25),
+        ("2d", 172800),
+    ],
 )
 def test_a_duration_is_read_in_the_usual_ways(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)

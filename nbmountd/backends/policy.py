@@ -140,6 +140,8 @@ class PolicyBackend:
         self._capabilities = Capabilities()
         self._not_before = 0.0
         self._connecting = trio.Lock()
+        self._asked = trio.Event()
+        """Set when the first `connect` has ended, however: until then nobody knows, so verbs wait for it."""
         self._look_now = trio.Event()
         self._statistics: dict[str, VerbStatistics] = {}
         self._waiting: set[trio.CancelScope] = set()
@@ -315,6 +317,8 @@ class PolicyBackend:
                 self._count(call, failed=True)
                 self._note(error, generation, failed_connection=True)
                 raise
+            finally:
+                self._asked.set()
             self._count(call, failed=False)
             self._capabilities = capabilities
             self._share_connections()
@@ -482,6 +486,8 @@ class PolicyBackend:
 
     async def _unless_down(self, wait: Callable[[], Awaitable[object]]) -> None:
         """Returns when `wait()` has; raises instead as soon as the remote is known to be away."""
+        if self._connecting.locked():
+            await self._asked.wait()
         while True:
             self._refuse_if_away()
             with trio.CancelScope() as scope:

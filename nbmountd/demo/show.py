@@ -53,9 +53,12 @@ class Show:
 
         self._step("Is it safe? nbmountctl status, queue, sync")
         times = {path: path.stat().st_mtime_ns for path in files_below(stage.mount)}
-        self._ctl("status")
-        self._ctl("queue")
-        self._check("sync waits until the server has everything", self._ctl("sync") == 0)
+        self._command("status")
+        stage.ctl("status")
+        self._command("queue")
+        self._first_lines(stage.ctl_output("queue"), 8)
+        self._command("sync")
+        self._check("sync waited until the server had everything", stage.ctl("sync") == 0)
         status = stage.status()
         self._check("nothing is unsent", (status.unsent_files, status.parked, status.conflicts) == (0, 0, 0))
         moved = [path.name for path, mtime in times.items() if path.stat().st_mtime_ns != mtime]
@@ -160,14 +163,15 @@ class Show:
         self._console.print(
             f"A WebDAV server was an ordinary directory ({NAME}): pandas, h5py and a notebook's save worked on it unchanged.\n"
             "Reading fetched what was asked for, writing returned at once, and status, queue and sync told when it was safe.\n"
-            f"All {files} files were on the server byte by byte, no file's time had moved, and nothing was left behind."
+            f"All {files} files were on the server byte by byte, no file's time had moved, and nothing was left behind.",
+            soft_wrap=True,
         )
         return 0
 
     # --- saying and checking -------------------------------------------------------------------------------------------
 
     def _step(self, text: str) -> None:
-        self._console.print(f"\n[bold]{text}[/]")
+        self._console.print(f"\n[bold]{text}[/]", soft_wrap=True)
 
     def _say(self, text: str) -> None:
         self._console.print(f"  {text}", soft_wrap=True)
@@ -183,9 +187,15 @@ class Show:
         yield
         self._say(f"[dim]{what}: {(time.perf_counter() - started) * 1000:.0f} ms[/]")
 
-    def _ctl(self, verb: str) -> int:
+    def _command(self, verb: str) -> None:
         self._say(f"[cyan]$ nbmountctl {verb}[/]")
-        return self._stage.ctl(verb)
+
+    def _first_lines(self, text: str, count: int) -> None:
+        lines = text.splitlines()
+        for line in lines[:count]:
+            self._console.print(line, markup=False, soft_wrap=True)
+        if len(lines) > count:
+            self._console.print(f"... and {len(lines) - count} more")
 
     def _note(self, *names: str) -> None:
         self._written.update((name, digest(self._stage.mount / name)) for name in names)

@@ -156,6 +156,13 @@ class Stage:
         """Runs `nbmountctl` as the user would, on the user's terminal; returns its exit status."""
         return subprocess.run([*program("nbmountctl"), *arguments], env=self.environment, check=False).returncode
 
+    def ctl_output(self, *arguments: str) -> str:
+        """What `nbmountctl` prints."""
+        ended = subprocess.run(
+            [*program("nbmountctl"), *arguments], env=self.environment, check=False, capture_output=True, text=True
+        )
+        return ended.stdout + ended.stderr
+
     def stop_daemon(self) -> int:
         """Asks the daemon to stop, as Ctrl-C or a pod's end would, and returns its exit status."""
         assert self._daemon is not None

@@ -194,7 +194,7 @@ def mounts() -> list[MountPoint]:
 
 def _resolve(path: str) -> str:
     """The path without links above its last part. That part must not be a link."""
-    if not path.startswith("/") or os.path.normpath(path) == "/":
+    if not path.startswith("/") or not os.path.normpath(path).strip("/"):
         raise MountError(f"{path!r} cannot be a mount point: an absolute directory below / is needed")
     parent, last = os.path.split(os.path.normpath(path))
     return os.path.join(os.path.realpath(parent), last)
@@ -342,6 +342,8 @@ def _explain_helper(text: str) -> str:
         return text + _hint_for(errno.EPERM)
     if "user_allow_other" in text:
         return f"{text}; have root write user_allow_other into /etc/fuse.conf, or leave allow_other out"
+    if "could not determine username" in text:
+        return f"{text}; {HELPER} wants a line for uid {os.getuid()} in /etc/passwd (libfuse util/fusermount.c, get_user_name)"
     if "no write access" in text:
         return f"{text}; the directory must belong to the user who mounts"
     return text

@@ -9,17 +9,28 @@ _DOUBLE = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def conflict_name(name: str, when: datetime.datetime, taken: Callable[[str], bool], max_bytes: int = 255) -> str:
-    """`name (conflict 2026-11-22 1403).ext`, numbered when taken, never longer than `max_bytes` in UTF-8."""
+    """`name (conflict 2026-11-22 1403).ext`, numbered when taken, never longer than `max_bytes` in UTF-8.
+
+    What is too long loses characters at the end of the stem, or its extension if that alone leaves no room.
+    `max_bytes` is at least 40: less does not hold the mark.
+    """
     stem, extension = _split(name)
     number = 1
     while True:
         mark = f" (conflict {when:%Y-%m-%d %H%M}{'' if number == 1 else f' {number}'})"
-        room = max_bytes - len((mark + extension).encode("utf-8", "surrogateescape"))
-        cut = stem.encode("utf-8", "surrogateescape")[:room].decode("utf-8", "ignore")
-        candidate = (stem if len(stem.encode("utf-8", "surrogateescape")) <= room else cut) + mark + extension
+        if _size(stem[:1] + mark + extension) > max_bytes:
+            stem, extension = name, ""
+        kept = stem
+        while _size(kept + mark + extension) > max_bytes:
+            kept = kept[:-1]
+        candidate = kept + mark + extension
         if not taken(candidate):
             return candidate
         number += 1
+
+
+def _size(name: str) -> int:
+    return len(name.encode("utf-8", "surrogateescape"))
 
 
 def _split(name: str) -> tuple[str, str]:

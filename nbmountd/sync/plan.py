@@ -60,7 +60,7 @@ class Change:
     local: Position | None
     base: Position | None
     content: bool
-    """Unsent content, or a symlink whose target was not sent. Implied for a file without base."""
+    """Unsent content of a file. Implied for a file or symlink without base (the target of a symlink never changes)."""
     attributes: bool
     """Attributes differ from those of the base."""
     due: bool
@@ -113,7 +113,8 @@ class Upload(Step):
 
 @dataclass(frozen=True, slots=True)
 class Move(Step):
-    """Move the node from `source` to `target`, which may be a temporary name. Its base is then `target`.
+    """Move the node from `source` to `target`, which may be a temporary name (then perhaps of a removed directory, whose
+    place one of its children takes). Its base is then `target`.
 
     `replaces` is the inode of the file that is replaced at `target`, which has no base from then on; None: it is free.
     """
@@ -327,7 +328,7 @@ class _Planner:
                 self.steps.append(Upload(ino, change.local, replaces))
             elif change.kind is Kind.SYMLINK and change.base is None:
                 self.steps.append(MakeSymlink(ino, change.local))
-            elif change.base is not None and (change.attributes or (change.content and change.kind is Kind.SYMLINK)):
+            elif change.base is not None and change.attributes:
                 self.steps.append(SetAttributes(ino))
 
     def _replaced_by(self, change: Change) -> int | None:

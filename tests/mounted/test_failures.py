@@ -181,29 +181,51 @@ def test_a_mount_point_that_holds_files_is_left_alone(folder: Path, tmp_path: Pa
         assert_healthy(daemon)
 
 
-def make_dead_mount(point: Path) -> None:
-    """A FUSE mount whose daemon is gone: every look at it is ENOTCONN."""
-    device = os.open("/dev/fuse", os.O_RDWR)
-    options = f"fd={device},rootmode=40000,user_id=0,group_id=0"
-    subprocess.run(["mount", "-i", "-t", "fuse", "-o", options, "dead", str(point)], pass_fds=[device], check=True)
-    os.close(device)
-    assert answered(point.stat)[1] == errno.ENOTCONN
-
-
-@pytest.mark.expects_log("dead")
-def test_a_dead_mount_in_the_way_is_cleaned(folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def make_dead_mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Makes a FUSE mount of a source whose daemon is gone (a look at it is ENOTCONN); clears it away at the end."""
     point = tmp_path / "dead"
     point.mkdir()
-    make_dead_mount(point)
-    try:
-        with daemon_over({"here": {**directory_mount(folder), "path": str(point)}}) as daemon:
-            assert daemon.status("here").state == "live"
-            assert (point / "file.txt").read_text() == "healthy\n"
 
-        assert mounts_below(point) == []
-    finally:
-        for _ in mounts_below(point):
-            subprocess.run(["umount", "-l", str(point)], check=False)
+    def make(source: str) -> Path:
+        device = os.open("/dev/fuse", os.O_RDWR)
+        options = f"fd={device},rootmode=40000,user_id=0,group_id=0"
+        subprocess.run(["mount", "-i", "-t", "fuse.test", "-o", options, source, str(point)], pass_fds=[device], check=True)
+        os.close(device)
+        assert answered(point.stat)[1] == errno.ENOTCONN
+        return point
+
+    yield make
+    for left in mounts_below(point):
+        subprocess.run(["umount", "-l", left], check=False)
+
+
+def test_a_dead_mount_of_ours_in_the_way_is_cleaned(make_dead_mount: Callable[[str], Path], folder: Path) -> None:
+    point = make_dead_mount("nbmountd#here")
+
+    with daemon_over({"here": {**directory_mount(folder), "path": str(point)}}) as daemon:
+        assert daemon.status("here").state == "live"
+        assert (point / "file.txt").read_text() == "healthy\n"
+
+    assert mounts_below(point) == []
+
+
+@pytest.mark.expects_log("is the mount point of")
+def test_a_dead_mount_of_another_program_is_named(make_dead_mount: Callable[[str], Path], folder: Path) -> None:
+    point = make_dead_mount("other")
+
+    mounts = {"here": {**directory_mount(folder), "path": str(point)}, "healthy": directory_mount(folder)}
+    with daemon_over(mounts) as daemon:
+        status = daemon.status("here")
+        assert_healthy(daemon)
+        subprocess.run(["umount", "-l", str(point)], check=True)
+        accepted = daemon.ctl("mount", "here")
+
+        assert status.state == "failed"
+        assert str(point) in status.reason
+        assert "unmount" in status.reason
+        assert accepted.returncode == 0, accepted.stderr
+        assert (point / "file.txt").read_text() == "healthy\n"
 
 
 def run_to_its_end(config: str, home: Path) -> subprocess.CompletedProcess[str]:
@@ -242,7 +264,7 @@ def test_a_second_daemon_in_the_same_home_says_that_one_is_running(folder: Path)
         )
 
         assert second.returncode == 1
-        assert "running" in second.stderr
+        assert "another nbmountd" in second.stderr
         assert "Traceback" not in second.stderr
         assert_healthy(daemon)
 
