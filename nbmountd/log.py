@@ -115,7 +115,7 @@ def get_logger(name: str, /, **fields: object) -> Log:
 
 
 def _fields_of(record: logging.LogRecord, mount: str | None) -> dict[str, Any]:
-    fields = dict(getattr(record, "fields", {}))
+    fields = {name: value for name, value in getattr(record, "fields", {}).items() if value is not None}
     if mount is not None:
         fields.setdefault("mount", mount)
     return fields
@@ -153,7 +153,7 @@ class TextFormatter(logging.Formatter):
         if mount is not None:
             words.append(_value(mount))
         words.append(_in_one_line(mask(record.getMessage())))
-        words += [f"{name}={_value(value)}" for name, value in fields.items() if value is not None]
+        words += [f"{name}={_value(value)}" for name, value in fields.items()]
         line = " ".join(words)
         trace = _traceback_of(record)
         return f"{line}\n{trace}" if trace else line
@@ -175,7 +175,7 @@ class JsonFormatter(logging.Formatter):
             "message": mask(record.getMessage()),
         }
         for name, value in _fields_of(record, self._mount).items():
-            plain = value is None or isinstance(value, (bool, int, float))
+            plain = isinstance(value, (bool, int, float))
             line.setdefault(name, value if plain else mask(str(value)))
         if trace := _traceback_of(record):
             line["traceback"] = trace

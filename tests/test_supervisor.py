@@ -464,3 +464,73 @@ def test_workers_live_on_when_the_fork_server_dies(tmp_path: Path, daemons: list
     os.kill(worker, signal.SIGKILL)
 
     Path(config.mounts[0].path, "f").write_bytes(b"served by a worker of the next fork server")
+
+
+# --- as an ordinary user -----------------------------------------------------------------------------------------------
+
+NOBODY = 65534
+
+IN_NAMESPACE = r"""
+set -e
+mount --make-rprivate /
+mknod -m 666 "$1/fuse" c 10 229
+mount --bind "$1/fuse" /dev/fuse
+setpriv --reuid=$5 --regid=$5 --clear-groups --inh-caps=-all env "$2" -c "$3" "$4" "$1/home/run/control.sock"
+"""
+
+USE_IT = """
+import base64, os, pickle, signal, sys, trio
+from contextlib import aclosing
+from pathlib import Path
+from nbmountd import supervisor
+from nbmountd.control.client import ask
+from nbmountd.control.schema import Status
+from nbmountd.fuse import mounting
+from nbmountd.keeper import Rhythm
+config = pickle.loads(base64.b64decode(sys.argv[1]))
+file = Path(config.mounts[0].path) / "f"
+
+async def main():
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        control = await nursery.start(lambda task_status: supervisor.run(
+            config, worker="tests.stub_worker:run", socket_path=Path(sys.argv[2]), rhythm=Rhythm(probe=0.1), stop=stop,
+            environ={}, task_status=task_status))
+        await trio.to_thread.run_sync(file.write_bytes, b"one")
+        async with aclosing(ask(control, Status())) as replies:
+            pid = (await replies.__anext__()).mounts[0].pid
+        os.kill(pid, signal.SIGKILL)
+        assert await trio.to_thread.run_sync(file.read_bytes) == b"one"
+        stop.set()
+    assert mounting.find(config.mounts[0].path) is None
+    print("done as", os.geteuid())
+
+trio.run(main)
+"""
+
+
+def test_an_ordinary_user_runs_it_with_the_setuid_helper(tmp_path: Path) -> None:
+    for directory in (tmp_path, *list(tmp_path.parents)[:2]):
+        directory.chmod(0o755)
+    (tmp_path / "home").mkdir()
+    os.chown(tmp_path / "home", NOBODY, NOBODY)
+    config = configuration(tmp_path / "home", "a")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    setpriv = ["setpriv", f"--reuid={NOBODY}", "--clear-groups", "env"]
+    candidates = [sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"]
+    usable = [
+        python for python in candidates
+        if not subprocess.run(
+            [*setpriv, python, "-c", "import pyfuse3, trio"], env=environment, capture_output=True, check=False
+        ).returncode
+    ]  # fmt: skip
+    if not usable:
+        pytest.skip("no interpreter with pyfuse3 that an ordinary user may execute")
+    blob = base64.b64encode(pickle.dumps(config)).decode()
+
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", IN_NAMESPACE, "sh", tmp_path, usable[0], USE_IT, blob, str(NOBODY)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+    assert done.stdout == f"done as {NOBODY}\n", done.stderr

@@ -64,6 +64,8 @@ class Engine:
         self._chance = chance or random.Random()
         self._ready: deque[tuple[int, Step]] = deque()
         self._waiting: dict[int, tuple[Step, set[int]]] = {}
+        self._numbered = 0
+        """Steps planned so far: numbers are never used twice, as steps of an earlier plan may still be at work."""
         self._running: dict[int, Step] = {}
         self._failures: dict[int, Failure] = {}
         self._hurry: list[str] = []
@@ -93,9 +95,12 @@ class Engine:
         began = time.perf_counter()
         changes, next_due = self._collect()
         self._waiting.clear()
-        for index, step in enumerate(plan(changes)) if any(change.due for change in changes.values()) else ():
+        steps = plan(changes) if any(change.due for change in changes.values()) else ()
+        first = self._numbered
+        self._numbered += len(steps)
+        for index, step in enumerate(steps, first):
             if step.after:
-                self._waiting[index] = (step, set(step.after))
+                self._waiting[index] = (step, {first + after for after in step.after})
             else:
                 self._ready.append((index, step))
         now = trio.current_time()

@@ -29,7 +29,17 @@ from nbmountd.fs.reads import Reads
 from nbmountd.fs.refresh import Refresh
 from nbmountd.log import get_logger
 from nbmountd.model import Attributes, Entry, Kind, Place, Version
-from nbmountd.sync.plan import MakeDirectory, MakeSymlink, Move, Position, Remove, SetAttributes, Step, Upload
+from nbmountd.sync.plan import (
+    TEMPORARY_PREFIX,
+    MakeDirectory,
+    MakeSymlink,
+    Move,
+    Position,
+    Remove,
+    SetAttributes,
+    Step,
+    Upload,
+)
 from nbmountd.sync.settle import Settle
 from nbmountd.sync.upload import Snapshot
 
@@ -67,7 +77,8 @@ class Steps:
         if isinstance(step, Remove):
             return base == step.at and local is None
         if isinstance(step, Move):
-            return base == step.source and local is not None and self._replaced_fits(step.replaces, step.target)
+            wanted = local is not None or step.target.name.startswith(TEMPORARY_PREFIX)
+            return base == step.source and wanted and self._replaced_fits(step.replaces, step.target)
         if isinstance(step, Upload):
             return local == step.at and base in (None, step.at) and self._replaced_fits(step.replaces, step.at)
         if isinstance(step, (MakeDirectory, MakeSymlink)):
