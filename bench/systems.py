@@ -153,12 +153,13 @@ class Nbmountd:
     def processes(self) -> list[int]:
         if self._child is None:
             return []
+        # Each worker has a session of its own, but the environment of the daemon.
+        marker = f"XDG_RUNTIME_DIR={self._home}/run".encode()
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
-                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                    if int(fields[3]) == self._child.pid:
+                    if marker in (entry / "environ").read_bytes().split(b"\0"):
                         found.append(int(entry.name))
         return found
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import trio
 
 from nbmountd.backends.policy import PolicyBackend
@@ -62,7 +63,8 @@ class Answers:
                 yield reply
         elif isinstance(request, schema.Queue):
             items, total = self._engine.queue(self._config.name)
-            yield schema.QueueReply(items=tuple(items), total=total)
+            absolute = tuple(msgspec.structs.replace(item, path=self._absolute(item.path)) for item in items)
+            yield schema.QueueReply(items=absolute, total=total)
         elif isinstance(request, schema.Refresh):
             await self._fs.refresh_now(self._node(request.path) if request.path else None)
             yield schema.Done()
@@ -128,6 +130,10 @@ class Answers:
             bytes_sent=sent,
         )
 
+    def _absolute(self, path: str) -> str:
+        """A path relative to the mount as people can paste it."""
+        return f"{self._config.path}/{path}" if path else self._config.path
+
     def _node(self, path: str) -> Node:
         relative = os.path.relpath(path, self._config.path)
         if relative.startswith(".."):
@@ -140,7 +146,7 @@ class Answers:
     def _explain(self, path: str) -> list[tuple[str, str]]:
         fs, node = self._fs, self._node(path)
         fields = [
-            ("path", fs.nodes.local_path(node) or "."),
+            ("path", self._absolute(fs.nodes.local_path(node))),
             ("kind", node.kind.name.lower()),
             ("state", fs.state(node).value),
             ("inode", str(node.ino)),
@@ -185,8 +191,8 @@ class Answers:
             found.append(
                 schema.Conflict(
                     mount=self._config.name,
-                    path=nodes.local_path(remote) if remote else "(gone)",
-                    copy=nodes.local_path(local),
+                    path=self._absolute(nodes.local_path(remote)) if remote else "(gone)",
+                    copy=self._absolute(nodes.local_path(local)),
                     at=at,
                     local_size=local_size,
                     local_mtime=_seconds(local_mtime_ns),
@@ -258,7 +264,9 @@ class Answers:
                     self._engine.unpark(node.ino)
         elif request.action != "list":
             return schema.Failed(message=f"parked {request.action} is not there yet", code=1)
-        return schema.ParkedReply(items=tuple(items))
+        return schema.ParkedReply(
+            items=tuple(msgspec.structs.replace(item, path=self._absolute(item.path)) for item in items)
+        )
 
     def _cache(self, request: schema.Cache) -> schema.AnyReply:
         store = self._fs.store

@@ -144,7 +144,7 @@ class Keeper:
     async def ask_once(self, request: AnyRequest) -> AnyReply:
         """The worker's last reply to `request`; Failed when it cannot be asked. Waits while the worker is being replaced."""
         try:
-            async with aclosing(ask(self.socket_path, request)) as replies:  # type: ignore[type-var]
+            async with aclosing(ask(self.socket_path, request)) as replies:
                 async for reply in replies:
                     if not isinstance(reply, (Progress, Event)):
                         return reply

@@ -70,7 +70,7 @@ class Relay:
         else:
             if isinstance(request, LogLevel):
                 set_level(request.level)
-            async with aclosing(self._forward(request)) as replies:  # type: ignore[type-var]
+            async with aclosing(self._forward(request)) as replies:
                 async for reply in replies:
                     yield reply
 
@@ -156,7 +156,7 @@ class Relay:
         targets = self._targets(request)
         progress: dict[Keeper, Progress] = {}
         last: list[AnyReply] = []
-        async with aclosing(self._replies(targets)) as replies:  # type: ignore[type-var]
+        async with aclosing(self._replies(targets)) as replies:
             async for keeper, reply in replies:
                 if isinstance(reply, Event):
                     yield reply
@@ -198,7 +198,7 @@ async def _relay(keeper: Keeper, request: AnyRequest, send: trio.MemorySendChann
         await send.send((keeper, Failed(message=why, code=code)))
         return
     try:
-        async with aclosing(ask(keeper.socket_path, request)) as replies:  # type: ignore[type-var]
+        async with aclosing(ask(keeper.socket_path, request)) as replies:
             async for reply in replies:
                 await send.send((keeper, reply))
     except ControlError as exc:

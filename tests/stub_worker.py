@@ -92,15 +92,13 @@ async def _serve(start: WorkerStart, backing: Path) -> None:
         while not (backing / "deaf").exists():  # noqa: ASYNC110 (another process makes it)
             await trio.sleep(0.02)
         (backing / "deaf").unlink()
-        time.sleep(1000)  # noqa: ASYNC251 (that is the point)
+        time.sleep(1000)  # blocks the loop, on purpose
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(heed_the_lifeline)
         nursery.start_soon(be_deaf_on_request)
         nursery.start_soon(serve_requests, socket.socket(fileno=start.control_fd), handle)
-        ending = await session.serve(
-            TinyOperations(backing), start.fuse_fd, start.agreement, resume=start.resume
-        )
+        ending = await session.serve(TinyOperations(backing), start.fuse_fd, start.agreement, resume=start.resume)
         ended.set()
         if ending == "unmounted":
             nursery.cancel_scope.cancel()

@@ -139,7 +139,7 @@ async def test_a_killed_worker_is_replaced_and_the_reader_waits(tmp_path: Path) 
     path = config.mounts[0].path
     async with running(config) as control:
         before = await status(control, "a")
-        with open(f"{path}/f", "wb", buffering=0) as file:
+        with Path(path, "f").open("wb", buffering=0) as file:
             for number in range(3):
                 await trio.to_thread.run_sync(file.write, b"x" * 4096)
                 now = await until(control, "a", state="live")

@@ -221,7 +221,6 @@ async def test_a_listing_of_100000_entries_is_whole_and_the_loop_goes_on_meanwhi
 
     assert len(entries) == 100_000
     assert entries[-1].name == "entry 099999"
-    print("LONGEST", longest)
     assert longest < 0.5
 
 

@@ -195,12 +195,12 @@ while True:
 
 def test_root_does_not_mount_over_what_its_user_does_not_own(point: Path) -> None:
     point.mkdir()
-    with pytest.raises(MountError, match=f"belongs to uid 0.*chown 1234:1234 {point}"):
+    with pytest.raises(MountError, match=rf"belongs to uid 0.*chown 1234:1234 {point}"):
         mount(point, uid=1234, gid=1234)
 
 
 def test_root_makes_no_directory_where_its_user_could_not(tmp_path: Path) -> None:
-    with pytest.raises(MountError, match="cannot be made by uid 1234.*make it as root and `chown"):
+    with pytest.raises(MountError, match=r"cannot be made by uid 1234.*make it as root and `chown"):
         mount(tmp_path / "no" / "way", uid=1234, gid=1234)
     assert not (tmp_path / "no").exists()
 
