@@ -139,6 +139,8 @@ class Keeper:
                 if self._worker is worker:
                     worker.kill()
         await self._idle.wait()
+        if isinstance(answer, Failed) and self.state == "unmounted":
+            self._set("unmounted", answer.message)
         return answer
 
     async def ask_once(self, request: AnyRequest) -> AnyReply:
@@ -212,6 +214,8 @@ class Keeper:
                 self._unwanted.set()
                 self._set("unmounted", f"unmounted from outside; `nbmountctl mount {self.mount.name}` brings it back")
                 return
+            if not mounted.is_connected():
+                raise StateError("somebody aborted the connection to the kernel; open files are lost")
             resume = True
             self.restarts += 1
             deaths.append(trio.current_time())

@@ -6,7 +6,7 @@ It knows no files and no remotes. A worker that does not answer holds up no othe
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -109,7 +109,7 @@ class Relay:
 
     async def _status(self, keepers: list[Keeper]) -> StatusReply:
         told = dict(zip((keeper.mount.name for keeper in keepers), await _gather(self._status_of, keepers), strict=True))
-        safe = all(status.state != "failed" and not status.reason.startswith(_SILENT) for status in told.values())
+        safe = all(_is_known(status) for status in told.values())
         safe = safe and not any(s.unsent_files or s.unsent_bytes or s.conflicts or s.parked for s in told.values())
         return StatusReply(version=__version__, pid=os.getpid(), safe=safe, mounts=tuple(told.values()))
 
@@ -152,7 +152,7 @@ class Relay:
 
     # --- answered by workers -------------------------------------------------------------------------------------------
 
-    async def _forward(self, request: AnyRequest) -> AsyncIterator[AnyReply]:
+    async def _forward(self, request: AnyRequest) -> AsyncGenerator[AnyReply, None]:
         targets = self._targets(request)
         progress: dict[Keeper, Progress] = {}
         last: list[AnyReply] = []
@@ -167,7 +167,7 @@ class Relay:
                     last.append(reply)
         yield _merge(last)
 
-    async def _replies(self, targets: list[tuple[Keeper, AnyRequest]]) -> AsyncIterator[tuple[Keeper, AnyReply]]:
+    async def _replies(self, targets: list[tuple[Keeper, AnyRequest]]) -> AsyncGenerator[tuple[Keeper, AnyReply], None]:
         """What the workers say, as it comes. Tasks of `nursery` ask them: an async generator must not hold one open."""
         scope = trio.CancelScope()
         send: trio.MemorySendChannel[tuple[Keeper, AnyReply]]
@@ -189,6 +189,13 @@ class Relay:
 
 
 _SILENT = "the worker does not answer"
+
+
+def _is_known(status: MountStatus) -> bool:
+    """Whether its numbers are all there is. An unmounted one has a reason if it was not drained to the end."""
+    if status.state == "unmounted":
+        return not status.reason
+    return status.state != "failed" and not status.reason.startswith(_SILENT)
 
 
 async def _relay(keeper: Keeper, request: AnyRequest, send: trio.MemorySendChannel[tuple[Keeper, AnyReply]]) -> None:

@@ -83,7 +83,7 @@ async def run(
                     nursery.start_soon(_feed_watchdog, environ)
                     nursery.start_soon(_announce, keepers, socket_path, environ, task_status)
                     await stop.wait()
-                    await _drain(keepers, config.daemon.drain_timeout, hurry, environ)
+                    await _drain(keepers, config.daemon.drain_timeout, rhythm, hurry, environ)
                     server.cancel()
                     nursery.cancel_scope.cancel()
         finally:
@@ -127,9 +127,14 @@ async def _heed(signals: AsyncIterator[int], stop: trio.Event, hurry: trio.Event
             hurry.set()
 
 
-async def _drain(keepers: list[Keeper], timeout: float, hurry: trio.Event, environ: Mapping[str, str]) -> None:
+async def _drain(
+    keepers: list[Keeper], timeout: float, rhythm: Rhythm, hurry: trio.Event, environ: Mapping[str, str]
+) -> None:
     """All at once, so the slowest remote costs its own time only. Each `stop` is bounded; `hurry` kills what is left."""
-    systemd.notify(f"STOPPING=1\nSTATUS=sending what is unsent, at most {timeout:g} s", environ)
+    longest = int((timeout + 2 * rhythm.stop_grace + 10) * 1e6)  # the unit's TimeoutStopSec may be meant for less
+    systemd.notify(
+        f"STOPPING=1\nEXTEND_TIMEOUT_USEC={longest}\nSTATUS=sending what is unsent, at most {timeout:g} s", environ
+    )
     async with trio.open_nursery() as nursery:
 
         async def cut_short() -> None:
@@ -168,7 +173,7 @@ async def _locked(path: Path) -> AsyncIterator[int]:
         raise StateError(f"{path}: {exc.strerror}; nbmountd must be able to write to its state directory") from exc
     try:
         with trio.move_on_after(LOCK_WAIT):
-            while not _try_lock(lock_fd):
+            while not _try_lock(lock_fd):  # noqa: ASYNC110 (the holder is another process)
                 await trio.sleep(0.1)
         if not _try_lock(lock_fd):
             holder = os.pread(lock_fd, 32, 0).decode(errors="replace").strip()

@@ -256,6 +256,31 @@ async def test_a_mount_removed_by_hand_stays_removed(tmp_path: Path) -> None:
         assert "nbmountctl mount a" in gone.reason
 
 
+async def test_a_mount_whose_connection_was_aborted_is_made_again(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "a")
+    async with running(config, Rhythm(probe=0.1, retry=0.1)) as control:
+        await trio.to_thread.run_sync(mounting.abort, config.mounts[0].path)
+
+        while "aborted" not in (await status(control, "a")).reason:
+            await trio.sleep(0.01)
+        await until(control, "a", state="live")
+
+        await read(f"{config.mounts[0].path}/counts")
+
+
+async def test_nothing_is_called_safe_that_was_left_in_a_journal(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "a")
+    (backing(config, "a") / "unsent").touch()
+    async with running(config) as control:
+        await answer(control, Unmount(mount="a"))
+
+        reply = await answer(control, Status())
+
+        assert isinstance(reply, StatusReply)
+        assert not reply.safe
+        assert reply.mounts[0].reason == "1 file is unsent"
+
+
 async def test_requests_reach_the_worker_of_the_path_or_all(tmp_path: Path) -> None:
     config = configuration(tmp_path, "a", "b")
     a, b = (mount.path for mount in config.mounts)

@@ -65,7 +65,10 @@ SMALL_BODY = 64 * 1024
 """Bytes of a body that nobody streams. Larger ones are cut there and cost the connection."""
 
 PIECE = 256 * 1024
-"""Bytes handed to a receiver at a time. Larger ones measured no faster and leave the processor's cache."""
+"""Bytes handed to a receiver at a time: 1.0 to 2.3 GiB/s on loopback, 0.3 to 0.7 s of processor a GiB.
+
+Measured: 1 MiB is no faster, 64 KiB slower; reading into a buffer that is used again is no faster than urllib3's `read`.
+"""
 
 SEND_PIECE = 1024 * 1024
 """Bytes asked of a body at a time: 2.7 times the throughput of urllib3's default of 16 KiB (measured)."""

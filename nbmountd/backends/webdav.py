@@ -87,7 +87,9 @@ class WebDAVBackend:
         self._client = WebDAVClient(self._http)
         self._addresses = Addresses(options.url)
         self._habits = UNKNOWN
-        self._young: dict[Version, float] = {}
+        self._young: set[Version] = set()
+        self._less_young: set[Version] = set()
+        self._young_since = 0.0
         self._ignores_ranges = False
         self._get_tells_no_version = False
 
@@ -103,7 +105,10 @@ class WebDAVBackend:
     async def connect(self) -> Capabilities:
         """Two requests: OPTIONS to recognise the server, PROPFIND to see that the root is a collection."""
         root = self._addresses.path(Place())
-        self._habits = recognise((await self._client.options(root)).headers, root)
+        answer = await self._client.options(root)
+        if answer.status == 429 or (answer.status >= 500 and answer.status != 501):
+            raise error_of(answer, f"OPTIONS {root}")  # from a proxy, perhaps: it tells nothing of the server
+        self._habits = recognise(answer.headers, root)
         entry = await self.stat(Place())
         if entry.kind is not Kind.DIRECTORY:
             raise RemoteProtocolError(f"{self._options.url} is not a directory")
@@ -112,7 +117,6 @@ class WebDAVBackend:
             ranged_reads=not self._ignores_ranges,
             conditional_writes=habits.conditions,
             strong_versions=habits.strong_versions,
-            stable_ids=habits.owncloud,
             native_mtime=habits.owncloud,
             propagating_versions=habits.owncloud,
             max_name_bytes=habits.max_name_bytes,
@@ -137,7 +141,7 @@ class WebDAVBackend:
     async def list(self, place: Place) -> list[Entry]:
         resources, _, answer = await self._resources(place)
         path = self._addresses.path(place, directory=True)
-        entries = []
+        entries: dict[str, Entry] = {}
         for name, resource in resources:
             if resource.status is not None and resource.status >= 300:
                 log.warning("PROPFIND %s: left out %r: the server answers %d for it", path, name, resource.status)
@@ -145,9 +149,11 @@ class WebDAVBackend:
                 log.warning("PROPFIND %s: left out %r: no name that a program could use", path, name)
             elif name.startswith(TEMPORARY):
                 await self._remove_if_stale(Place((*place.path, name)), resource, answer)
+            elif name in entries:
+                log.warning("PROPFIND %s: left out a second %r", path, name)
             else:
-                entries.append(self._entry(resource, name))
-        return entries
+                entries[name] = self._entry(resource, name)
+        return [*entries.values()]
 
     async def quota(self) -> Quota:
         path = self._addresses.path(Place())
@@ -251,9 +257,13 @@ class WebDAVBackend:
         beside = Place((*place.path[:-1], TEMPORARY + secrets.token_hex(8)))
         await ticket.remember(beside.name)
         try:
-            answer = await self._client.put(self._addresses.path(beside), headers, body)
-            if answer.status >= 300:
-                raise await self._explained(answer, f"PUT {self._addresses.path(beside)}", place)
+            try:
+                answer = await self._client.put(self._addresses.path(beside), headers, body)
+                if answer.status >= 300:
+                    raise await self._explained(answer, f"PUT {self._addresses.path(beside)}", place)
+            except RemoteError as exc:
+                exc.in_doubt = False  # the target was not touched
+                raise
             await self._move(beside, place, kind=Kind.FILE, replaces=replaces)
         except BaseException:
             with trio.move_on_after(3, shield=True), suppress(RemoteError):
@@ -414,7 +424,8 @@ class WebDAVBackend:
 
     def _tag(self, version: Version) -> str | None:
         """The tag of `version` if the server honours conditions and it is not known to be weak still."""
-        if not self._habits.conditions or trio.current_time() < self._young.get(version, 0.0):
+        self._forget_grown()
+        if not self._habits.conditions or version in self._young or version in self._less_young:
             return None
         return strong_tag(version)
 
@@ -490,10 +501,17 @@ class WebDAVBackend:
         entry = entry_of(resource, name)
         etag = parse_etag(resource.properties.get(DAV + "getetag"))
         if etag is not None and etag[1] and entry.version is not None and entry.version.startswith("e:"):
-            now = trio.current_time()
-            self._young = {version: until for version, until in self._young.items() if until > now}
-            self._young[entry.version] = now + WEAK_TIME
+            self._forget_grown()
+            self._young.add(entry.version)
         return entry
+
+    def _forget_grown(self) -> None:
+        """Keeps the versions whose ETags were weak when last seen for WEAK_TIME at least and twice that at most."""
+        now = trio.current_time()
+        if now - self._young_since > WEAK_TIME:
+            self._less_young = self._young if now - self._young_since < 2 * WEAK_TIME else set()
+            self._young = set()
+            self._young_since = now
 
     async def _resources(self, place: Place) -> tuple[Sequence[tuple[str, Resource]], Resource, Answer]:
         """Everything in the directory at `place`, by name, unfiltered; and the directory itself."""

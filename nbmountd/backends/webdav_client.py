@@ -120,6 +120,3 @@ def _parse_into(resources: list[Resource], incoming: Incoming) -> None:
     for piece in incoming.pieces(64 * 1024):
         parser.feed(piece)
     resources.extend(parser.close())
-
-
-__all__ = ["BASIC_PROPERTIES", "OWNCLOUD_PROPERTIES", "QUOTA_PROPERTIES", "WebDAVClient"]

@@ -47,13 +47,15 @@ CREATE TABLE nodes (
     writable INTEGER NOT NULL,     -- the remote lets us change it
     local_only INTEGER NOT NULL,   -- excluded: never sent
     listed INTEGER NOT NULL,       -- directory: every base child is known
-    changed_at REAL NOT NULL       -- seconds since 1970 of the last local change not yet sent
+    changed_at REAL NOT NULL,      -- seconds since 1970 of the last local change not yet sent
+    link_of INTEGER                -- a further name of that file: content and attributes are the other node's
 );
 CREATE UNIQUE INDEX nodes_by_name ON nodes (parent, name) WHERE parent IS NOT NULL;
 CREATE UNIQUE INDEX nodes_by_base ON nodes (base_parent, base_name) WHERE base_parent IS NOT NULL;
 CREATE INDEX nodes_by_base_id ON nodes (base_id) WHERE base_id IS NOT NULL;
 CREATE INDEX nodes_to_send ON nodes (ino) WHERE local_only = 0
     AND (parent IS NOT base_parent OR name IS NOT base_name OR unsent OR unsent_attributes);
+CREATE INDEX nodes_by_link ON nodes (link_of) WHERE link_of IS NOT NULL;
 CREATE INDEX nodes_removed ON nodes (ino) WHERE parent IS NULL;
 CREATE TABLE layers (
     id INTEGER PRIMARY KEY AUTOINCREMENT, ino INTEGER NOT NULL, size INTEGER NOT NULL, floor INTEGER,
@@ -101,6 +103,7 @@ class Node:
     local_only: bool
     listed: bool
     changed_at: float
+    link_of: int | None
 
     @property
     def is_directory(self) -> bool:
@@ -133,7 +136,7 @@ _DEFAULTS: dict[str, Any] = {
     "parent": None, "name": "", "mode": 0, "size": 0, "mtime_ns": 0, "ctime_ns": 0, "target": None, "xattrs": {}, "rdev": 0,
     "base_parent": None, "base_name": "", "base_id": None, "base_version": None, "base_size": None,
     "base_mtime_ns": None, "unsent": False, "unsent_attributes": 0, "writable": True, "local_only": False,
-    "listed": False, "changed_at": 0.0,
+    "listed": False, "changed_at": 0.0, "link_of": None,
 }  # fmt: skip
 
 
@@ -307,6 +310,17 @@ class Database:
 
     def with_base_id(self, base_id: str) -> list[Node]:
         return self._many("WHERE base_id = ?", base_id)
+
+    def aliases(self, ino: int) -> list[Node]:
+        """The further names of a file."""
+        return self._many("WHERE link_of = ? AND parent IS NOT NULL", ino)
+
+    def count_aliases(self) -> dict[int, int]:
+        """For each file with further names, how many."""
+        rows = self.connection.execute(
+            "SELECT link_of, count(*) FROM nodes WHERE link_of IS NOT NULL AND parent IS NOT NULL GROUP BY link_of"
+        )
+        return dict(rows.fetchall())
 
     def to_send(self) -> list[Node]:
         """Every node whose local position, attributes or content differ from its base."""

@@ -135,14 +135,14 @@ def _new_version(nodes: Nodes, node: Node, entry: Entry) -> None:
     parent, name = node.parent, node.name
     position = {"parent": parent, "name": name, "base_parent": node.base_parent, "base_name": node.base_name}
     with nodes.database.transaction() as change:
-        change.update(node, parent=None, base_parent=None, unsent_attributes=0)
+        nodes.detach(change, node, base_parent=None, unsent_attributes=0)
         local = local_values(nodes, entry)
         if not nodes.capabilities.native_mode:
             local["mode"] = node.mode
             local["xattrs"] = node.xattrs
         change.insert(entry.kind, **position, **base_values(nodes, entry), **local)
     content = nodes.store.peek(node.ino)
-    if content is not None:
+    if content is not None and node.base_parent is None:
         content.stale = True
     if parent is not None:
         nodes.kernel.entry_changed(parent, name)
@@ -164,7 +164,7 @@ def _gone(nodes: Nodes, node: Node) -> bool:
             change.update(node, base_parent=None, base_id=None, **({} if node.unsent else {"base_version": None}))
         return True
     with nodes.database.transaction() as change:
-        change.update(node, parent=None, base_parent=None)
+        nodes.detach(change, node, base_parent=None)
     content = nodes.store.peek(node.ino)
     if content is not None:
         content.stale = True

@@ -95,7 +95,7 @@ class FileSystem:
         node = self.nodes.database.child(parent, name)
         if node is None:
             raise NotFound(name)
-        return node
+        return self.nodes.owner(node)
 
     def getattr(self, ino: int) -> Node:
         """The node, at once. (An open file is one version; names are checked by lookup.)"""
@@ -179,6 +179,16 @@ class FileSystem:
             change.update(directory, mtime_ns=now_ns, ctime_ns=now_ns)
         return node
 
+    async def link(self, ino: int, parent: int, name: str) -> Node:
+        """A further name for a file. On a remote without hard links every name is a file of its own there."""
+        node = self.nodes.get(ino)
+        if node.kind is not Kind.FILE:
+            raise NotPermitted(name)
+        directory = await self._check_free(parent, name)
+        self._insert(directory, name, Kind.FILE, node.mode, link_of=ino, unsent=True)
+        self.nodes.aliases[ino] += 1
+        return node
+
     # -- removing and renaming ----------------------------------------------------------------------------------------
 
     async def unlink(self, parent: int, name: str) -> None:
@@ -213,7 +223,7 @@ class FileSystem:
         now_ns, now = self.nodes.now()
         parent = self.nodes.get(node.parent or ROOT_INODE)
         with self.nodes.transaction() as change:
-            change.update(node, parent=None, changed_at=now, ctime_ns=now_ns)
+            self.nodes.detach(change, node, changed_at=now, ctime_ns=now_ns)
             change.update(parent, mtime_ns=now_ns, ctime_ns=now_ns)
         self.nodes.drop_if_unused(node)
 
@@ -231,8 +241,8 @@ class FileSystem:
                 raise NotFound(new_name)
             self._exchange(node, target)
             return
-        if target is node:
-            return
+        if target is not None and self.nodes.owner(target) is self.nodes.owner(node):
+            return  # two names of one file: POSIX does nothing
         if target is not None:
             if not replace:
                 raise Exists(new_name)
@@ -242,7 +252,7 @@ class FileSystem:
         now_ns, now = self.nodes.now()
         with self.nodes.transaction() as change:
             if target is not None:
-                change.update(target, parent=None, changed_at=now, ctime_ns=now_ns)
+                self.nodes.detach(change, target, changed_at=now, ctime_ns=now_ns)
             change.update(
                 node, parent=new_parent, name=new_name, changed_at=now, ctime_ns=now_ns, local_only=local_only
             )
@@ -469,7 +479,7 @@ class FileSystem:
         """Takes the bytes; when it returns, the death of this process loses nothing of them."""
         content = self.content(ino)
         self._check_file_size(offset + len(data))
-        first = not content.node.unsent
+        first = not content.node.unsent or bool(self.nodes.aliases[ino])
         self.store.write(content, offset, data, self.nodes.now()[0])
         if first:
             self._changed(content.node)
@@ -478,6 +488,10 @@ class FileSystem:
     def _changed(self, node: Node) -> None:
         """The content moved: the write-back delay begins again, and whoever sends looks again."""
         node.changed_at = self.nodes.now()[1]
+        if self.nodes.aliases[node.ino]:
+            with self.nodes.database.transaction() as change:
+                for alias in self.nodes.database.aliases(node.ino):
+                    change.update(alias, unsent=True, changed_at=node.changed_at)
         self.nodes.wake()
 
     async def flush(self, ino: int) -> None:

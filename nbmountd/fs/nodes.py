@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
@@ -23,6 +23,8 @@ from nbmountd.disk.content import ContentStore
 from nbmountd.disk.database import Database, Node, Transaction
 from nbmountd.errors import NotADirectory, NotFound, StaleFile
 from nbmountd.model import ROOT_INODE, Capabilities, Kind, Place
+
+_BASE = ("base_parent", "base_name", "base_id", "base_version", "base_size", "base_mtime_ns")
 
 UNSENT_MODE, UNSENT_MTIME, UNSENT_XATTRS = 1, 2, 4
 """Bits of `Node.unsent_attributes`."""
@@ -62,6 +64,8 @@ class Nodes:
         self._lookups: Counter[int] = Counter()
         self.opens: Counter[int] = Counter()
         self.writers: Counter[int] = Counter()
+        self.aliases: Counter[int] = Counter(database.count_aliases())
+        """How many further names (hard links) a file has."""
         self._clock = itertools.count(1)
         self._touched: dict[tuple[int, str], float] = {}
         self._listings: set[int] = set()
@@ -151,6 +155,31 @@ class Nodes:
         """(nanoseconds, seconds) since 1970, for mtimes and for `changed_at`."""
         now_ns = time.time_ns()
         return now_ns, now_ns / 1e9
+
+    def owner(self, node: Node) -> Node:
+        """The node that has the content and attributes: itself, or the one that it is a further name of."""
+        return node if node.link_of is None else self.get(node.link_of)
+
+    def detach(self, change: Transaction, node: Node, **values: Any) -> None:
+        """Takes the local name from a node. A file with further names takes one of those instead and lives on.
+
+        `values` are set besides (`base_parent=None` when the remote no longer has it). What is left of a further name is
+        its place on the remote, to be removed or replaced.
+        """
+        if node.link_of is not None:
+            self.aliases[node.link_of] -= 1
+        if not self.aliases[node.ino]:
+            change.update(node, parent=None, **values)
+            return
+        alias = self.database.aliases(node.ino)[0]
+        self.aliases[node.ino] -= 1
+        taken: dict[str, Any] = {}
+        if "base_parent" in values and alias.base_parent is not None and not alias.unsent:  # the same bytes are there
+            taken = {key: getattr(alias, key) for key in _BASE}
+            change.execute("UPDATE cached SET version = ? WHERE ino = ?", (alias.base_version, node.ino))
+            change.update(alias, base_parent=None)
+        change.update(alias, parent=None)
+        change.update(node, **(values | {"parent": alias.parent, "name": alias.name} | taken))
 
     # -- who needs a node ---------------------------------------------------------------------------------------------
 

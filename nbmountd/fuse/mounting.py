@@ -16,6 +16,7 @@ import ctypes
 import errno
 import os
 import re
+import select
 import shutil
 import socket
 import stat
@@ -76,6 +77,12 @@ class Mounted:
     agreement: InitAgreement
     way: str
     """"mount" or "fusermount3", for the log."""
+
+    def is_connected(self) -> bool:
+        """Whether the connection lives: neither unmounted nor aborted. Asks the device and not the mount, so it cannot hang."""
+        poller = select.poll()
+        poller.register(self.fuse_fd, 0)
+        return not poller.poll(0)  # POLLERR, fs/fuse/dev.c fuse_dev_poll
 
     def close(self) -> None:
         """Gives up the connection; with its last copy the kernel ends every waiting request. May be repeated."""

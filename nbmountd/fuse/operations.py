@@ -93,7 +93,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         attributes = pyfuse3.EntryAttributes()
         attributes.st_ino = node.ino
         attributes.st_mode = _TYPES[node.kind] | node.mode
-        attributes.st_nlink = 1
+        attributes.st_nlink = 1 + self.fs.nodes.aliases[node.ino]
         attributes.st_uid = self.fs.uid
         attributes.st_gid = self.fs.gid
         attributes.st_rdev = node.rdev
@@ -144,9 +144,10 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         while True:
             nodes = self.fs.read_directory(handle, after, READDIR_BATCH)
             for node in nodes:
-                self.fs.nodes.looked_up(node.ino)
-                if not pyfuse3.readdir_reply(token, os.fsencode(node.name), self._attributes(node), node.ino):
-                    self.fs.nodes.forgotten(node.ino, 1)
+                owner = self.fs.nodes.owner(node)
+                self.fs.nodes.looked_up(owner.ino)
+                if not pyfuse3.readdir_reply(token, os.fsencode(node.name), self._attributes(owner), node.ino):
+                    self.fs.nodes.forgotten(owner.ino, 1)
                     return
                 after = node.ino
             if len(nodes) < READDIR_BATCH:
@@ -176,7 +177,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     @_guarded
     async def link(self, ino: int, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
-        raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
+        return self._entry(await self.fs.link(ino, parent, os.fsdecode(name)))
 
     @_guarded
     async def readlink(self, ino: int, ctx: Any) -> bytes:

@@ -163,7 +163,7 @@ class Engine:
         if hurried:
             return clock
         delay = self._delay
-        if node.ino in self._nodes.writers and node.unsent:
+        if (node.link_of or node.ino) in self._nodes.writers and node.unsent:
             delay = OPEN_DELAY
         elif node.removed and self._nodes.opens[node.ino] and self._steps.incomplete(node):
             return float("inf")  # a reader needs bytes that only the remote has; closing wakes us

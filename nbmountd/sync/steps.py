@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from typing import Any
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -59,6 +60,7 @@ class Steps:
         self._backend = backend
         self._settle = settle
         self._snapshots: dict[int, Snapshot] = {}
+        self._locks: WeakValueDictionary[int, trio.Lock] = WeakValueDictionary()
 
     def incomplete(self, node: Node) -> bool:
         """Whether bytes of the file are only on the remote."""
@@ -123,15 +125,19 @@ class Steps:
     # -- uploads ------------------------------------------------------------------------------------------------------
 
     async def _upload(self, step: Upload, node: Node) -> None:
+        async with self._locks.setdefault(node.link_of or node.ino, trio.Lock()):  # names of one file, one after the other
+            await self._upload_alone(step, node)
+
+    async def _upload_alone(self, step: Upload, node: Node) -> None:
         began = time.monotonic()
-        content = self._store.open(node)
+        content = self._store.open(self._nodes.owner(node))
         layers = self._store.freeze(content)
         algorithm = self._nodes.capabilities.checksum_algorithm
         snapshot = Snapshot(self._store, content, layers, self._ensure, algorithm)
         self._snapshots[node.ino] = snapshot
         replaced = node if step.replaces is None else self._nodes.get(step.replaces)
         try:
-            attributes, sending = self._attributes(node)
+            attributes, sending = self._attributes(self._nodes.owner(node))
             entry = await self._send(step, replaced, snapshot, attributes)
             if entry is None:
                 return  # settled as a conflict; the copy goes out as a new file
@@ -181,6 +187,9 @@ class Steps:
     ) -> None:
         """The remote has the snapshot: base moves, its layers become the cached base version."""
         newer = content.layers[len(snapshot.layers) :]
+        if node.link_of is not None:
+            self._confirm_alias(step, node, entry, snapshot.size, unsent=bool(newer))
+            return
         with self._nodes.transaction() as change:
             for layer in snapshot.layers:
                 change.execute("DELETE FROM layers WHERE id = ?", (layer.id,))
@@ -204,6 +213,18 @@ class Steps:
             if old is not None:
                 old.stale = True
             self._nodes.drop_if_unused(replaced)
+
+    def _confirm_alias(self, step: Upload, node: Node, entry: Entry, size: int, *, unsent: bool) -> None:
+        """The remote has the file under a further name; the layers stay for the name that owns them."""
+        with self._nodes.transaction() as change:
+            if step.replaces is not None:
+                change.update(self._nodes.get(step.replaces), base_parent=None)
+            change.update(
+                node, base_parent=step.at.parent, base_name=step.at.name, unsent=unsent, unsent_attributes=0,
+                **(base_values(self._nodes, entry) | {"base_size": size}),
+            )  # fmt: skip
+        if step.replaces is not None:
+            self._nodes.drop_if_unused(self._nodes.get(step.replaces))
 
     def _attributes(self, node: Node) -> tuple[Attributes, int]:
         """What goes along, and the bits of `unsent_attributes` that it settles."""

@@ -55,7 +55,10 @@ if __package__:
 
         def _answers(self) -> bool:
             with socket.socket() as sock:
-                return sock.connect_ex(("127.0.0.1", self.port)) == 0
+                listens = sock.connect_ex(("127.0.0.1", self.port)) == 0
+            if listens:
+                self.log.write_text(f"OPTIONS {self.prefix} 200\n")  # what others log of the question whether they are up
+            return listens
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -77,6 +77,7 @@ class ServerProcess:
                 self.stop()
                 raise RuntimeError(f"{self.command()[0]} does not answer:\n{self.output.read_text()[-2000:]}")
             time.sleep(0.01)
+        self.wait_for_requests(1)
         self.clear_requests()
 
     def stop(self) -> None:
@@ -96,22 +97,29 @@ class ServerProcess:
         """Stops all processes of the server in their tracks: connections stand, nothing answers."""
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGSTOP)
+        while not all(state == "T" for state in _states(self._process.pid)):  # the signal takes a moment
+            time.sleep(0.001)
 
     def thaw(self) -> None:
         """Ends `freeze`."""
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGCONT)
 
-    def requests(self) -> list[str]:
-        """"METHOD PATH STATUS" of each request since the start or `clear_requests`. A server may log after it answers."""
-        return self.log.read_text("utf-8", "replace").splitlines()
+    def requests(self, below: str = "") -> list[str]:
+        """"METHOD PATH STATUS" of each request since the start or `clear_requests`, for paths below prefix + `below`.
 
-    def wait_for_requests(self, count: int) -> None:
-        """Returns when at least `count` requests are in the log; raises AssertionError after START_LIMIT seconds."""
+        A server may log a request some moments after it answered: see `wait_for_requests`.
+        """
+        lines = self.log.read_text("utf-8", "replace").splitlines()
+        return [line for line in lines if line.partition(" ")[2].startswith(self.prefix + below)]
+
+    def wait_for_requests(self, count: int, below: str = "") -> list[str]:
+        """`requests(below)` when there are at least `count`; raises AssertionError after START_LIMIT seconds."""
         deadline = time.monotonic() + START_LIMIT
-        while len(self.requests()) < count:
-            assert time.monotonic() < deadline, self.requests()
+        while len(requests := self.requests(below)) < count:
+            assert time.monotonic() < deadline, requests
             time.sleep(0.005)
+        return requests
 
     def clear_requests(self) -> None:
         with self.log.open("wb"):
@@ -136,6 +144,17 @@ class ServerProcess:
         finally:
             connection.close()
         return True
+
+
+def _states(group: int) -> list[str]:
+    """The states (proc(5)) of the processes of a process group."""
+    states = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, its_group = path.read_text().rpartition(") ")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                states.append(state)
+    return states
 
 
 def free_port() -> int:

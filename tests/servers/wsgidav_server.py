@@ -48,8 +48,10 @@ def serve(settings: dict[str, Any]) -> None:
     with Path(settings["log"]).open("a", buffering=1) as log:
 
         def logged(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            path = environ["PATH_INFO"]  # the application takes its own prefix off
+
             def start(status: str, *rest: Any) -> Any:
-                log.write(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']} {status[:3]}\n")
+                log.write(f"{environ['REQUEST_METHOD']} {path} {status[:3]}\n")
                 return start_response(status, *rest)
 
             answer: Iterable[bytes] = app(environ, start)
