@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ def main() -> int:
     """Runs the chosen rows; the exit status is 0 when all of them ran, whoever was ahead."""
     arguments = parse()
     scale = QUICK if arguments.quick else Scale()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the ExitStack, so that nothing stays mounted
     console = Console(width=None if sys.stdout.isatty() else 160)
     with ExitStack() as stack:
         home = Path(tempfile.mkdtemp(prefix="nbmountd-bench-", dir=arguments.directory))

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -261,7 +262,7 @@ async def test_a_mount_whose_connection_was_aborted_is_made_again(tmp_path: Path
     async with running(config, Rhythm(probe=0.1, retry=0.1)) as control:
         await trio.to_thread.run_sync(mounting.abort, config.mounts[0].path)
 
-        while "aborted" not in (await status(control, "a")).reason:
+        while "aborted" not in (await status(control, "a")).reason:  # noqa: ASYNC110
             await trio.sleep(0.01)
         await until(control, "a", state="live")
 
@@ -329,12 +330,17 @@ async def test_two_daemons_do_not_share_a_state_directory(tmp_path: Path, monkey
             await supervisor.run(other, worker=WORKER, socket_path=tmp_path / "run2" / "control.sock", environ={})
 
 
-async def test_root_mounts_for_the_owner_and_the_worker_becomes_that_user(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    for parent in (tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o755)
-    config = configuration(tmp_path, "a")
-    home = tmp_path / "home"
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """Not pytest's own, which each session closes to other users."""
+    with tempfile.TemporaryDirectory(prefix="nbmountd-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+async def test_root_mounts_for_the_owner_and_the_worker_becomes_that_user(open_directory: Path) -> None:
+    config = configuration(open_directory, "a")
+    home = open_directory / "home"
     home.mkdir()
     os.chown(home, 1234, 1235)
     async with running(config) as control:
@@ -534,9 +540,8 @@ trio.run(main)
 """
 
 
-def test_an_ordinary_user_runs_it_with_the_setuid_helper(tmp_path: Path) -> None:
-    for directory in (tmp_path, *list(tmp_path.parents)[:2]):
-        directory.chmod(0o755)
+def test_an_ordinary_user_runs_it_with_the_setuid_helper(open_directory: Path) -> None:
+    tmp_path = open_directory
     (tmp_path / "home").mkdir()
     os.chown(tmp_path / "home", NOBODY, NOBODY)
     config = configuration(tmp_path / "home", "a")

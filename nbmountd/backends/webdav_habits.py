@@ -35,7 +35,7 @@ class Habits:
     not_in_destination: str = ""
     """Characters that the server takes for something else in Destination, so that a MOVE would hit another file."""
     owncloud: bool = False
-    """oc: properties, X-OC-Mtime, ETags of directories that change with anything below. A cut PUT to a free name leaves nothing."""
+    """oc: properties, X-OC-Mtime, directories' ETags change with anything below; a cut PUT to a free name leaves nothing."""
     max_name_bytes: int = 255
 
 

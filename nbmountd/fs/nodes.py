@@ -7,6 +7,7 @@ listing that was under way meanwhile does not bring old news. It knows no FUSE a
 
 from __future__ import annotations
 
+import datetime
 import fnmatch
 import itertools
 import time
@@ -24,6 +25,7 @@ from nbmountd.disk.database import Database, Node, Transaction
 from nbmountd.errors import NotADirectory, NotFound, StaleFile
 from nbmountd.model import ROOT_INODE, Capabilities, Kind, Place
 
+_ORPHAN = "orphan:"
 _BASE = ("base_parent", "base_name", "base_id", "base_version", "base_size", "base_mtime_ns")
 
 UNSENT_MODE, UNSENT_MTIME, UNSENT_XATTRS = 1, 2, 4
@@ -71,7 +73,18 @@ class Nodes:
         self._listings: set[int] = set()
         self.changed = trio.Event()
         """Set, and replaced, whenever there is something new to send."""
+        self.working: Counter[int] = Counter()
+        """Steps of ours that are under way for a node: it must not go before they know how they ended."""
         self.observers: list[Callable[[str, Node], None]] = []
+        self.orphans: dict[int, int] = {
+            ino: int(token.removeprefix(_ORPHAN))
+            for ino, token in database.connection.execute("SELECT ino, token FROM work WHERE token LIKE ?", (_ORPHAN + "%",))
+        }
+        """Files that lost their name to a change by others while somebody had them open -> the directory they were in."""
+        for ino in list(self.orphans):
+            orphan = database.get(ino)
+            if orphan is not None and orphan.unsent:
+                self.adopt_orphan(orphan)
 
     # -- finding ------------------------------------------------------------------------------------------------------
 
@@ -181,6 +194,55 @@ class Nodes:
         change.update(alias, parent=None)
         change.update(node, **(values | {"parent": alias.parent, "name": alias.name} | taken))
 
+    # -- open files that others took the name from --------------------------------------------------------------------
+
+    def orphan(self, change: Transaction, node: Node, directory: int) -> None:
+        """The name of an open file means something else on the remote now, or nothing. If it is written to after all,
+        `adopt_orphan` gives it a name again; until then it is as an unlinked file."""
+        if node.kind is not Kind.FILE or node.link_of is not None or not (self.opens[node.ino] or self._resumed):
+            return
+        self.orphans[node.ino] = directory
+        change.execute(
+            "INSERT INTO work (ino, token) VALUES (?, ?) ON CONFLICT (ino) DO UPDATE SET token = excluded.token",
+            (node.ino, f"{_ORPHAN}{directory}"),
+        )
+
+    def adopt_orphan(self, node: Node) -> None:
+        """An orphan was written to: an edit wins over a removal, and beside another version it is a conflict copy."""
+        directory = self.database.get(self.orphans.pop(node.ino))
+        if directory is None or directory.removed:
+            directory = self.database.root
+        other = self.database.child(directory.ino, node.name)
+        name = node.name
+        now_ns, now = self.now()
+        if other is not None:
+            name = conflict_name(node.name, datetime.datetime.now(), self.name_is_taken(directory.ino))
+        with self.transaction() as change:
+            change.update(node, parent=directory.ino, name=name, base_parent=None, base_id=None, changed_at=now, ctime_ns=now_ns)
+            change.execute("UPDATE work SET token = NULL WHERE ino = ?", (node.ino,))
+            if other is not None:
+                self.note_conflict(change, node, other.ino, other.size, other.mtime_ns)
+        self.kernel.entry_changed(directory.ino, name)
+
+    # -- conflicts ----------------------------------------------------------------------------------------------------
+
+    def name_is_taken(self, directory: int) -> Callable[[str], bool]:
+        """Whether a name in the directory is in use here, or on the remote as far as is known."""
+        return lambda name: (
+            self.database.child(directory, name) is not None or self.database.base_child(directory, name) is not None
+        )
+
+    def note_conflict(
+        self, change: Transaction, copy: Node, remote_ino: int | None, size: int | None, mtime_ns: int | None
+    ) -> None:
+        """Lists `copy` as ours beside the remote's version, of which size and mtime are given."""
+        change.execute("DELETE FROM conflicts WHERE ino = ?", (copy.ino,))
+        change.execute(
+            "INSERT INTO conflicts (ino, remote_ino, at, local_size, local_mtime_ns, remote_size, remote_mtime_ns)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (copy.ino, remote_ino, self.now()[1], copy.size, copy.mtime_ns, size, mtime_ns),
+        )
+
     # -- who needs a node ---------------------------------------------------------------------------------------------
 
     def looked_up(self, ino: int, count: int = 1) -> None:
@@ -203,7 +265,7 @@ class Nodes:
 
     def drop_if_unused(self, node: Node) -> None:
         """Deletes a node that has neither a name, nor a base, nor anybody who holds it, and its bytes."""
-        if node.parent is not None or node.base_parent is not None or self.opens[node.ino]:
+        if node.parent is not None or node.base_parent is not None or self.opens[node.ino] or self.working[node.ino]:
             return
         if self.known_to_kernel(node.ino):
             return
@@ -212,6 +274,8 @@ class Nodes:
             return
         with self.database.transaction() as change:
             change.delete(node)
+            change.execute("DELETE FROM conflicts WHERE ino = ?", (node.ino,))
+        self.orphans.pop(node.ino, None)
         self.store.discard(node)
 
     def drop_leftovers(self) -> None:
@@ -236,8 +300,14 @@ class Nodes:
 
     def touch(self, parent: int | None, name: str, *, running: bool) -> None:
         """A step of ours changes this remote name now (`running`), or has just finished doing so."""
-        if parent is not None:
-            self._touched[(parent, name)] = float("inf") if running else next(self._clock)
+        if parent is None:
+            return
+        if running:
+            self._touched[(parent, name)] = float("inf")
+        elif self._listings:
+            self._touched[(parent, name)] = next(self._clock)
+        else:  # no listing is under way that could have begun before now
+            self._touched.pop((parent, name), None)
 
     def touched_since(self, parent: int, mark: int) -> set[str]:
         """Remote names in the directory of which a listing begun at `mark` may say something old."""

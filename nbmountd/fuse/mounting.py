@@ -162,12 +162,18 @@ def unmount(path: str) -> None:
 
 
 def abort(path: str) -> None:
-    """Ends the connection of our mount at `path`: all its requests fail, whoever holds the descriptor. Does what it may."""
+    """Ends the connection of our mount at `path`: all its requests fail, whoever holds the descriptor. Does what it may.
+
+    The dead mount stays where it is.
+    """
     mounted = find(path)
     if mounted is None or not mounted.is_ours:
         return
     if _has_sys_admin():
-        _libc.umount2(os.fsencode(path), _MNT_FORCE | _UMOUNT_NOFOLLOW)  # fuse_umount_begin aborts, busy or not
+        with contextlib.suppress(OSError):
+            busy = os.open(path, os.O_PATH | os.O_CLOEXEC)  # asks the mount nothing, and keeps it from being unmounted
+            _libc.umount2(os.fsencode(path), _MNT_FORCE | _UMOUNT_NOFOLLOW)  # fuse_umount_begin aborts, busy or not
+            os.close(busy)
     with contextlib.suppress(OSError):  # needs fusectl to be mounted; the file belongs to the mount's user
         (Path("/sys/fs/fuse/connections") / mounted.device.partition(":")[2] / "abort").write_text("1")
 

@@ -16,6 +16,7 @@ from nbmountd.backends.base import NoTicket
 from nbmountd.backends.multistatus import MultiStatusParser
 from nbmountd.backends.webdav import DIRECT_LIMIT, TEMPORARY, WebDAVBackend
 from nbmountd.backends.webdav_entries import Addresses, Directory, parse_date, parse_etag, version_of
+from nbmountd.backends.webdav_habits import recognise
 from nbmountd.config import WebDAVOptions
 from nbmountd.errors import (
     ConfigError,
@@ -136,6 +137,32 @@ async def test_an_unknown_server_is_taken_for_the_worst(broken: BrokenServer) ->
         capabilities = await backend.connect()
 
     assert (capabilities.conditional_writes, capabilities.strong_versions) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("headers", "path", "name"),
+    [
+        ({"dav": "1,2, <http://apache.org/dav/propset/fs/1>", "server": "nginx/1.22"}, "/", "Apache"),
+        ({"dav": "1, 3, extended-mkcol, nextcloud-checksum-update", "server": "Apache"}, "/dav/", "Nextcloud"),
+        ({"dav": "1, 3, extended-mkcol", "server": "Apache"}, "/remote.php/webdav/", "Nextcloud"),
+        ({"dav": "1, 3, extended-mkcol"}, "/", "sabre/dav"),
+        ({"dav": "2", "server": "nginx/1.22.1"}, "/", "nginx"),
+        ({"dav": "1, 3, something-behind-a-proxy", "server": "nginx"}, "/", "unknown"),
+        ({"server": "rclone/v1.60.1", "dav": "1, 2"}, "/", "rclone"),
+        ({"server": "Apache/2.4", "dav": "1,2"}, "/", "unknown"),
+        ({}, "/", "unknown"),
+    ],
+)
+def test_what_stands_behind_a_proxy_counts_not_the_proxy(headers: dict[str, str], path: str, name: str) -> None:
+    assert recognise(headers, path).name == name
+
+
+async def test_a_proxy_s_error_is_not_taken_for_a_server(broken: BrokenServer) -> None:
+    async with odd(broken, "status-503") as backend:
+        with pytest.raises(RemoteUnavailable):
+            await backend.connect()
+
+    assert await methods(broken, 1) == ["OPTIONS"]
 
 
 @pytest.mark.parametrize(

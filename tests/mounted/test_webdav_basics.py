@@ -188,6 +188,15 @@ def test_ten_thousand_entries_are_listed_with_their_sizes(webdav: Rig) -> None:
     assert listed == {f"entry-{number:05}": number % 3 for number in range(10_000)}
 
 
+def test_the_directory_of_the_mount_looks_like_a_directory_of_its_user(webdav: Rig) -> None:
+    found = webdav.mount.stat()
+
+    assert found.st_mode & 0o700 == 0o700
+    assert (found.st_uid, found.st_gid) == (os.geteuid(), os.getegid())
+    assert found.st_nlink >= 1
+    assert found.st_mtime > 1_000_000_000
+
+
 def test_a_tree_copied_in_and_changed_is_the_same_on_the_server(folder: Rig, tmp_path: Path) -> None:
     """Many small operations before anything was sent, as an unpacked archive and a build make them."""
     for number in range(60):

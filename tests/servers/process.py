@@ -23,6 +23,15 @@ START_LIMIT = 15.0
 STOP_LIMIT = 5.0
 """Seconds from SIGTERM to SIGKILL."""
 
+GUARD = """
+exec 3<&0
+"$@" 3<&- </dev/null &
+server=$!
+{ read -r _ <&3; kill -TERM $server; sleep 1; kill -KILL 0; } &
+wait $server
+"""
+"""Runs a server and ends its whole process group when standard input ends: when we are killed, however hard."""
+
 
 class ServerMissing(Exception):
     """The program is not installed."""
@@ -69,8 +78,9 @@ class ServerProcess:
         self.log.touch()
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd=self.work
-            )
+                ["/bin/sh", "-c", GUARD, "guard", *self.command()],
+                stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True, cwd=self.work,
+            )  # fmt: skip
         deadline = time.monotonic() + START_LIMIT
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -85,13 +95,15 @@ class ServerProcess:
         process, self._process = self._process, None
         if process is None:
             return
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_LIMIT)
-        # The group is the server's own (start_new_session); children that outlive their parent are still in it.
+        # The group is the server's own (start_new_session) and holds the guard, the server and its children.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_LIMIT
+        while _states(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.005)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
 
     def freeze(self) -> None:
         """Stops all processes of the server in their tracks: connections stand, nothing answers."""

@@ -1,0 +1,1 @@
+"""Promises of POSIX on a real mount; what is right is computed by running the same call on a local directory."""
