@@ -93,6 +93,20 @@ def _ours(exc: BaseException) -> NbmountdError | None:
     return found[0] if None not in found else None
 
 
+@_daemon_group.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@config_option
+@click.option("--userns", is_flag=True, help="Mount in a user namespace: needs /dev/fuse and no privilege at all.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def _exec(config: Path | None, userns: bool, command: tuple[str, ...]) -> None:
+    """Run COMMAND with the mounts beside it; send what is unsent after its end; return its exit status.
+
+    For containers: `nbmountd exec -- start-notebook.py`. Whatever goes wrong with mounting, COMMAND runs.
+    """
+    from nbmountd.wrapper import run
+
+    sys.exit(run(command, config, userns=userns))
+
+
 @_daemon_group.command("demo")
 @click.option("--keep", is_flag=True, help="Leave the mounts up at the end, to look around.")
 @click.option("--stop", is_flag=True, help="End what an earlier --keep left up.")
