@@ -143,7 +143,7 @@ def run_created(system: System, scale: Scale, wire: Callable[[], int]) -> Result
         for number in range(scale.created):
             (mount / f"{number:05}").unlink()
         results[f"{label} deleted, until done"] = time.perf_counter() - started
-        results[f"{label} deleted, until gone"] = seconds_until(system, started, lambda: not os.listdir(remote))
+        results[f"{label} deleted, until gone"] = seconds_until(system, started, lambda: all_there(remote, 0, 0))
     with scratch(system, "synced") as (mount, remote):
         started = time.perf_counter()
         create(mount, scale.created)
@@ -204,7 +204,7 @@ def create(directory: Path, count: int) -> None:
 def all_there(directory: Path, count: int, size: int) -> bool:
     """Whether the server has `count` files of `size` bytes."""
     try:
-        sizes = [entry.stat().st_size for entry in os.scandir(directory)]
+        sizes = [entry.stat().st_size for entry in os.scandir(directory) if entry.is_file()]
     except FileNotFoundError:
         return False
     return len(sizes) == count and all(found == size for found in sizes)

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import trio
@@ -25,8 +28,17 @@ from nbmountd.sync.engine import Engine
 from nbmountd.units import show_size
 
 
+class Watched(Protocol):
+    """What serves the kernel, as seen from here."""
+
+    requests: Counter[str]
+
+    def describe_in_flight(self) -> list[tuple[str, int, str, float]]:
+        """(operation, inode, name or nothing, seconds) of what was taken and not answered, longest first."""
+
+
 class Answers:
-    """What a worker says on its control socket. `stop(timeout)` ends the worker and returns how much was not sent."""
+    """What a worker says on its control socket. `stop(timeout, handover=...)` ends it and gives how much was not sent."""
 
     def __init__(
         self,
@@ -34,9 +46,9 @@ class Answers:
         filesystem: FileSystem,
         engine: Engine,
         backend: PolicyBackend,
-        requests: dict[str, int],
+        operations: Watched,
         traffic: Callable[[], tuple[int, int, int]],
-        stop: Callable[[float], Awaitable[int]],
+        stop: Callable[..., AsyncGenerator[int, None]],
         events: Callable[[], trio.MemoryReceiveChannel[schema.Event]],
         log_format: str,
     ) -> None:
@@ -44,7 +56,7 @@ class Answers:
         self._fs = filesystem
         self._engine = engine
         self._backend = backend
-        self._requests = requests
+        self._operations = operations
         self._traffic = traffic
         self._stop = stop
         self._events = events
@@ -91,11 +103,14 @@ class Answers:
                 yield reply
         elif isinstance(request, schema.Stop):
             self.stopping = True
-            left = await self._stop(request.timeout)
-            if left:
-                yield schema.Failed(message=f"{left} files or directories were not sent; they are kept", code=4)
-            else:
-                yield schema.Done()
+            async with aclosing(self._stop(request.timeout, handover=request.handover)) as stopping:
+                async for left in stopping:
+                    if left:
+                        yield schema.Failed(message=f"{left} files or directories were not sent; they are kept", code=4)
+                    else:
+                        yield schema.Done()
+        elif isinstance(request, schema.Requests):
+            yield schema.RequestsReply(items=tuple(self._in_flight()))
         else:
             yield schema.Failed(message=f"the worker does not know {type(request).__name__.lower()}", code=2)
 
@@ -124,7 +139,7 @@ class Answers:
             quota_used=fs.quota.used,
             quota_available=fs.quota.available,
             pid=os.getpid(),
-            requests=dict(self._requests),
+            requests=dict(self._operations.requests),
             remote_requests=remote_requests,
             bytes_received=received,
             bytes_sent=sent,
@@ -224,7 +239,21 @@ class Answers:
             lines.append(f'nbmountd_requests_total{{mount="{mount}",operation="{operation}"}} {count}')
         return "\n".join(lines) + "\n"
 
+    def _in_flight(self) -> list[schema.RequestItem]:
+        items = []
+        for operation, inode, name, seconds in self._operations.describe_in_flight():
+            node = self._fs.nodes.database.get(inode)
+            path = f"inode {inode}" if node is None else self._fs.nodes.local_path(node)
+            path = "/".join(part for part in (path, name) if part)
+            items.append(
+                schema.RequestItem(
+                    mount=self._config.name, operation=operation, path=self._absolute(path), inode=inode, seconds=seconds
+                )
+            )
+        return items
+
     # -- acting -------------------------------------------------------------------------------------------------------
+
 
     async def _sync(self, request: schema.Sync) -> AsyncIterator[schema.AnyReply]:
         prefixes = [_relative(path, self._config.path) for path in request.paths] or [""]

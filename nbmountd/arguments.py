@@ -50,3 +50,37 @@ def absolute(path: str) -> str:
     if name in ("", ".", ".."):
         return os.path.realpath(path)
     return os.path.join(os.path.realpath(parent), name)
+
+
+def passed_descriptors(_context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
+    """Callback of NAME=FD options, FD being a descriptor of this process or the path of a unix socket that sends one.
+
+    After an upgrade in place the connections come from the program before, and what the options said is long used.
+    """
+    from nbmountd.handover import VARIABLE
+
+    if VARIABLE in os.environ:
+        return {}
+    found = {}
+    for value in values:
+        name, _, source = value.partition("=")
+        try:
+            fd = int(source) if source.isdigit() else _receive(source)
+            os.set_inheritable(fd, False)
+        except (OSError, ValueError) as exc:
+            raise click.BadParameter(f"{value!r} leads to no descriptor: {exc}", param=parameter) from exc
+        found[name] = fd
+    return found
+
+
+def _receive(path: str) -> int:
+    """One descriptor (SCM_RIGHTS) from whoever listens at `path`. Raises OSError, ValueError."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sender:
+        sender.settimeout(10.0)
+        sender.connect(path)
+        fds = socket.recv_fds(sender, 1, 1)[1]
+    if len(fds) != 1:
+        raise ValueError("nothing was sent")
+    return fds[0]

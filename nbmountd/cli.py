@@ -7,12 +7,13 @@ Exit status: 0 done, 1 failed, 2 usage or configuration, 3 daemon not running, 4
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
-from nbmountd.arguments import CONTEXT, config_option, version_option
+from nbmountd.arguments import CONTEXT, config_option, passed_descriptors, version_option
 from nbmountd.errors import ConfigError, NbmountdError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -58,7 +59,12 @@ def _daemon_group() -> None:
 
 @_daemon_group.command("run")
 @config_option
-def _run(config: Path | None) -> None:
+@click.option(
+    "--fuse-fd", "passed", metavar="NAME=FD", multiple=True, callback=passed_descriptors,
+    help="Serve the mount NAME on a FUSE connection that somebody else has mounted: a descriptor, or the path of a unix socket"
+    " to receive it from. May be repeated.",
+)
+def _run(config: Path | None, passed: dict[str, int]) -> None:
     """Mount everything that is configured and serve it, in the foreground."""
     from nbmountd import log
     from nbmountd.configfile import load_config
@@ -71,7 +77,7 @@ def _run(config: Path | None) -> None:
     from nbmountd import supervisor
 
     try:
-        trio.run(supervisor.run, loaded)
+        trio.run(partial(supervisor.run, loaded, load=partial(load_config, config), passed=passed))
     except KeyboardInterrupt:
         raise
     except BaseException as exc:

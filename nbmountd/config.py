@@ -51,7 +51,39 @@ class WebDAVOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             f"{name}={'***' if name == 'password' and value is not None else repr(value)}"
             for name, value in ((name, getattr(self, name)) for name in self.__struct_fields__)
         )
-        return f"WebDAVOptions({', '.join(shown)})"
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+class D4ScienceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Own keys of `backend = "d4science"`. At most one way to a token; with none, `D4SCIENCE_TOKEN` of the environment."""
+
+    url: str = "https://api.d4science.org/workspace"
+    token_file: str | None = None
+    token_command: tuple[str, ...] | None = None
+    token_env: str | None = None
+    token_kind: Literal["bearer", "gcube"] = "bearer"  # noqa: S105  a kind, not a token
+    """gcube: the old token, in a `gcube-token` header."""
+    vre_folders: str = "VREFolders"
+    """Directory in the root that shows the VRE folders; empty: none."""
+    trash: bool = True
+    """Removed items go to the workspace's trash; False: for good."""
+    attributes: Literal["metadata", "local"] = "metadata"
+    """Where times and modes are kept: in the items' metadata (one more request an upload), or here only."""
+    ranged_reads: bool | None = None
+    """Whether downloads honour ranges; None: found out once a mount."""
+    ca_bundle: str | None = None
+    connections: Connections = 6
+    request_timeout: Seconds = 60.0
+
+
+class NextcloudOptions(WebDAVOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Own keys of `backend = "nextcloud"`: those of webdav. `url` may be the address of the web pages."""
+
+
+class B2DROPOptions(NextcloudOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Own keys of `backend = "b2drop"`: EUDAT's Nextcloud."""
+
+    url: str = "https://b2drop.eudat.eu"
 
 
 class DirectoryOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,11 +92,40 @@ class DirectoryOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     source: str
 
 
-BackendOptions = WebDAVOptions | DirectoryOptions
+class OnedataOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Own keys of `backend = "onedata"`. At least one of `onezone` and `oneprovider`, and some way to a token."""
 
-BACKENDS: dict[str, type[WebDAVOptions] | type[DirectoryOptions]] = {
+    onezone: str | None = None
+    """Host (or https address) of Onezone. Without it only the spaces that `oneprovider` supports are seen."""
+    oneprovider: str | None = None
+    """Host of the provider to prefer."""
+    space: str | None = None
+    """Name, id, or name@id of the one space to show; None: every space is a directory."""
+    folder: str | None = None
+    """Path in `space` of the directory to show."""
+    token_file: str | None = None
+    token_env: str | None = None
+    """Where an access token for REST is."""
+    onezone_token_file: str | None = None
+    onezone_token_env: str | None = None
+    """Where a token for Onezone's REST interface is, of which it makes one for the providers."""
+    checkin_token_file: str | None = None
+    """A file with an EGI Check-in access token, of which Onezone makes one as well."""
+    ca_bundle: str | None = None
+    connections: Connections = 8
+    request_timeout: Seconds = 60.0
+    """A provider may have to fetch the bytes from another one first."""
+
+
+BackendOptions = WebDAVOptions | DirectoryOptions | D4ScienceOptions | OnedataOptions
+
+BACKENDS: dict[str, type[WebDAVOptions] | type[DirectoryOptions] | type[D4ScienceOptions] | type[OnedataOptions]] = {
     "webdav": WebDAVOptions,
+    "nextcloud": NextcloudOptions,
+    "b2drop": B2DROPOptions,
     "directory": DirectoryOptions,
+    "d4science": D4ScienceOptions,
+    "onedata": OnedataOptions,
 }
 """Backend name -> its own keys."""
 
@@ -75,7 +136,7 @@ class MountConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     name: str
     path: str
     backend: str
-    options: WebDAVOptions | DirectoryOptions
+    options: BackendOptions
     read_only: bool = False
     freshness: Seconds = 30.0
     write_back_delay: Seconds = 5.0

@@ -20,7 +20,17 @@ from urllib.parse import urlsplit
 import msgspec
 
 from nbmountd import places, units
-from nbmountd.config import BACKENDS, BackendOptions, Config, DaemonConfig, DirectoryOptions, MountConfig, WebDAVOptions
+from nbmountd.config import (
+    BACKENDS,
+    BackendOptions,
+    Config,
+    D4ScienceOptions,
+    DaemonConfig,
+    DirectoryOptions,
+    MountConfig,
+    OnedataOptions,
+    WebDAVOptions,
+)
 from nbmountd.errors import ConfigError
 from nbmountd.log import register_secret
 
@@ -32,7 +42,8 @@ else:
 SYSTEM_FILE = Path("/etc/nbmountd/config.toml")
 VARIABLE = "NBMOUNTD_CONFIG"
 
-_PATHS = frozenset({"state_dir", "cache_dir", "path", "source", "password_file", "token_file", "ca_bundle"})
+_PATHS = frozenset({"state_dir", "cache_dir", "path", "source", "password_file", "token_file", "ca_bundle"}
+                   | {"onezone_token_file", "checkin_token_file"})
 SIZES = frozenset({"cache_size", "unsent_size"})
 DURATIONS = frozenset({"drain_timeout", "freshness", "write_back_delay", "request_deadline", "request_timeout"})
 _SECRETS = frozenset({"password"})
@@ -59,7 +70,7 @@ def load_config(
         if not mounts:
             raise ConfigError(
                 f"there is nothing to mount: no file {system_file} or {user_file(environ)}, none given by --config or "
-                f"{VARIABLE}, and the environment names no remote (WEBDAV_URL)"
+                f"{VARIABLE}, and the environment names no remote (WEBDAV_URL, D4SCIENCE_TOKEN)"
             )
         sources = [_Source("the environment", "", {"mount": mounts})]
     return _build(sources, environ)
@@ -108,7 +119,36 @@ def _b2drop(environ: Mapping[str, str]) -> dict[str, Any] | None:
     return {**mount, key: variable}
 
 
-_RECOGNISERS: tuple[Callable[[Mapping[str, str]], dict[str, Any] | None], ...] = (_b2drop,)
+def _workspace(environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """Names that EGI's hub sets for users of D4Science (d4science-hub, spawner.py), the newer one first."""
+    for variable in ("D4SCIENCE_TOKEN", "GCUBE_TOKEN"):
+        if environ.get(variable, ""):
+            return {"name": "workspace", "path": "~/workspace", "backend": "d4science", "token_env": variable}
+    return None
+
+
+def _datahub(environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """Names that EGI's hub sets (egi-notebooks-hub: onedata.py), and those of onedatarestfsspec."""
+    onezone = environ.get("ONEZONE_URL", "") or environ.get("ONEDATA_ONEZONE_HOST", "")
+    oneprovider = environ.get("ONEPROVIDER_HOST", "") or environ.get("ONEDATA_PREFERRED_PROVIDERS", "").partition(",")[0]
+    if not onezone and not oneprovider:
+        return None
+    mount = {"name": "datahub", "path": "~/datahub", "backend": "onedata"}
+    mount |= {key: value for key, value in (("onezone", onezone), ("oneprovider", oneprovider.strip())) if value}
+    # A token for oneclient is refused by REST, but it tells which spaces there are.
+    for key, variables in (
+        ("token_env", ("ONEDATA_TOKEN", "ONECLIENT_ACCESS_TOKEN")), ("onezone_token_env", ("ONEZONE_ACCESS_TOKEN",))
+    ):  # fmt: skip
+        given = [variable for variable in variables if environ.get(variable, "")]
+        if given:
+            mount[key] = given[0]
+    secrets = environ.get("SECRETS_MOUNT_PATH", "") or "/var/run/secrets/egi.eu"
+    if secrets.startswith("/"):
+        mount["checkin_token_file"] = f"{secrets.rstrip('/')}/access_token"
+    return mount
+
+
+_RECOGNISERS: tuple[Callable[[Mapping[str, str]], dict[str, Any] | None], ...] = (_b2drop, _workspace, _datahub)
 """Each looks for the variables of one service and gives the `[[mount]]` it would be in a file, or None."""
 
 
@@ -334,6 +374,23 @@ def _check_options(table: _Table, options: BackendOptions) -> None:
         _check_url(table, options.url)
         _check_one_way(table, ("password", "password_file", "password_env"))
         _check_one_way(table, ("token_file", "token_env", "token_command"))
+    if isinstance(options, D4ScienceOptions):
+        _check_url(table, options.url)
+        _check_one_way(table, ("token_file", "token_env", "token_command"))
+        if "/" in options.vre_folders:
+            table.fail("vre_folders", "must be the name of one directory, or empty")
+
+    if isinstance(options, OnedataOptions):
+        if options.onezone is None and options.oneprovider is None:
+            table.fail(None, "needs `onezone` or `oneprovider`")
+        if options.folder is not None and options.space is None:
+            table.fail("folder", "needs `space`")
+        for key in ("onezone", "oneprovider"):
+            host = getattr(options, key)
+            if host is not None:
+                _check_url(table, host if "://" in host else f"https://{host}", key)
+        _check_one_way(table, ("token_file", "token_env"))
+        _check_one_way(table, ("onezone_token_file", "onezone_token_env"))
 
 
 def _check_one_way(table: _Table, keys: tuple[str, ...]) -> None:
@@ -342,19 +399,19 @@ def _check_one_way(table: _Table, keys: tuple[str, ...]) -> None:
         table.fail(given[1], f"only one of {', '.join(given)} can be given")
 
 
-def _check_url(table: _Table, url: str) -> None:
+def _check_url(table: _Table, url: str, key: str = "url") -> None:
     """Never shows the URL: it may hold a password."""
     try:
         parts = urlsplit(url)
         host, _port = parts.hostname, parts.port
     except ValueError:
-        table.fail("url", "is not a URL")
+        table.fail(key, "is not a URL")
     if parts.scheme not in ("http", "https") or not host:
-        table.fail("url", "must begin with https:// (or http://) and name a host")
+        table.fail(key, "must begin with https:// (or http://) and name a host")
     if parts.username is not None or parts.password is not None:
-        table.fail("url", "must not hold user or password; they have keys of their own (user, password_file)")
+        table.fail(key, "must not hold user or password; they have keys of their own (user, password_file)")
     if parts.query or parts.fragment:
-        table.fail("url", 'must end with the path: no "?" or "#" (write %3F or %23 for these in names)')
+        table.fail(key, 'must end with the path: no "?" or "#" (write %3F or %23 for these in names)')
 
 
 def _check_places(config: Config, tables: Mapping[str, _Table], home: Path) -> None:

@@ -88,6 +88,34 @@ def _unmount(link: Link, name: str, timeout: float | None) -> None:
     link.ask(schema.Unmount(mount=name, timeout=timeout), timeout=None)
 
 
+@control_group.command("restart")
+@click.argument("name", required=False)
+@click.pass_obj
+def _restart(link: Link, name: str | None) -> None:
+    """Replace the worker of the mount NAME, or of all. Open files stay open."""
+    from nbmountd.control import schema
+
+    link.ask(schema.Restart(mount=name), timeout=None)
+
+
+@control_group.command("upgrade")
+@click.pass_obj
+def _upgrade(link: Link) -> None:
+    """Have the daemon become the version that is installed now. Mounts and open files stay."""
+    from nbmountd.control import schema
+
+    link.ask(schema.Upgrade())
+
+
+@control_group.command("reload")
+@click.pass_obj
+def _reload(link: Link) -> None:
+    """Have the daemon read its configuration again and change what is different."""
+    from nbmountd.control import schema
+
+    link.ask(schema.Reload(), timeout=None)
+
+
 @control_group.command("sync")
 @click.argument("paths", nargs=-1, callback=absolute_path)
 @click.option("--timeout", metavar="TIME", callback=duration, help="Give up waiting after this time, with exit status 4.")
@@ -125,12 +153,19 @@ def _refresh(link: Link, path: str | None, mount: str | None) -> None:
 
 
 @control_group.command("explain")
-@click.argument("path", callback=absolute_path)
+@click.argument("path", required=False, callback=absolute_path)
+@click.option("--requests", is_flag=True, help="Instead of a file: what programs are waiting for now, and how long.")
+@_mount_option
 @click.pass_obj
-def _explain(link: Link, path: str) -> None:
-    """Everything that is known of one file."""
+def _explain(link: Link, path: str | None, requests: bool, mount: str | None) -> None:
+    """Everything that is known of one file, or of what programs wait for."""
     from nbmountd.control import schema
 
+    if requests:
+        link.ask(schema.Requests(mount=mount))
+        return
+    if path is None:
+        raise click.UsageError("name a PATH, or --requests")
     link.ask(schema.Explain(path=path))
 
 

@@ -48,30 +48,40 @@ def _receive(passed: Any) -> int:
 class WorkerProcess:
     """One process. `close()` when it has ended."""
 
-    def __init__(self, process: Any, pidfd: int, reason_fd: int) -> None:
+    def __init__(self, process: Any, pid: int, pidfd: int, reason_fd: int) -> None:
+        """`process`: what multiprocessing knows of it; None if it was started by the program before us."""
         self._process = process
-        self._pidfd = pidfd
-        self._reason_fd = reason_fd
-        self.pid: int = process.pid
+        self.pid = pid
+        self.pidfd = pidfd
+        self.reason_fd = reason_fd
+        self.ended = trio.Event()
+        """For others than the one who waits: set by that one afterwards."""
 
     async def wait(self) -> None:
-        """Returns when the process is gone."""
-        await trio.lowlevel.wait_readable(self._pidfd)
+        """Returns when the process is gone. For one task at a time."""
+        await trio.lowlevel.wait_readable(self.pidfd)
 
     def kill(self) -> None:
         """SIGKILL. No matter if it is gone already."""
         with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def dump(self) -> None:
+        """Has it log what it is doing (insight.py)."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGUSR1)
 
     def close(self) -> Ending:
         """How it ended. Only after `wait()`."""
-        os.close(self._pidfd)
+        os.close(self.pidfd)
         with suppress(BlockingIOError):
-            kind, _, text = os.read(self._reason_fd, _LONGEST_REASON * 4).decode(errors="replace").partition("\n")
-            os.close(self._reason_fd)
+            kind, _, text = os.read(self.reason_fd, _LONGEST_REASON * 4).decode(errors="replace").partition("\n")
+            os.close(self.reason_fd)
+            if self._process is None:
+                return Ending(None, text, final=kind == "final")
             self._process.join(1.0)  # the fork server reports within milliseconds, or never if it is dead itself
             return Ending(self._process.exitcode, text, final=kind == "final")
-        os.close(self._reason_fd)
+        os.close(self.reason_fd)
         return Ending(None, "", final=False)
 
 
@@ -80,6 +90,7 @@ class Ending:
 
     def __init__(self, status: int | None, text: str, *, final: bool) -> None:
         self.ordered = status == 0
+        self.killed = status == -signal.SIGKILL
         self.final = final
         if not text and status is not None and status < 0:
             text = f"killed by {signal.Signals(-status).name}"
@@ -106,12 +117,21 @@ def start(target: str, name: str, fields: Mapping[str, Any], lock_fd: int) -> Wo
         with _starting, _NoMainModule():
             process.start()
         assert process.pid is not None
-        return WorkerProcess(process, os.pidfd_open(process.pid), reason_fd)
+        return WorkerProcess(process, process.pid, os.pidfd_open(process.pid), reason_fd)
     except BaseException:
         os.close(reason_fd)
         raise
     finally:
         os.close(reason_end)
+
+
+def server_pids() -> tuple[int, ...]:
+    """The processes of multiprocessing's own, which end when this program does."""
+    from multiprocessing import forkserver, resource_tracker
+
+    server: int | None = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    tracker: int | None = getattr(resource_tracker._resource_tracker, "_pid", None)
+    return tuple(pid for pid in (server, tracker) if pid)
 
 
 class _NoMainModule:

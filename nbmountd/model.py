@@ -106,6 +106,9 @@ class Capabilities:
     stable_ids: bool = False
     """An object keeps its id when it is renamed or moved."""
     moves_directories: bool = True
+    partitions: bool = False
+    """Each directory at the root is a world of its own (a space, a share): the root itself cannot be changed, and nothing
+    is moved or linked from one of them into another."""
     native_mode: bool = False
     native_mtime: bool = False
     """An mtime can be set (at upload or by `set_attributes`); False: the remote stamps its own."""

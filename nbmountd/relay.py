@@ -30,13 +30,18 @@ from nbmountd.control.schema import (
     Ping,
     Progress,
     QueueReply,
+    Reload,
+    RequestsReply,
+    Restart,
     Status,
     StatusReply,
     Stop,
     Sync,
     Text,
     Unmount,
+    Upgrade,
 )
+from nbmountd.fleet import Fleet
 from nbmountd.keeper import Keeper
 from nbmountd.log import set_level
 
@@ -50,9 +55,8 @@ SHOWN_QUEUE_ITEMS = 1000
 class Relay:
     """The handler for `control.server.serve_requests`. `nursery` lives as long as requests are answered."""
 
-    keepers: Sequence[Keeper]
+    fleet: Fleet
     nursery: trio.Nursery
-    drain_timeout: float
 
     async def handle(self, request: AnyRequest) -> AsyncIterator[AnyReply]:
         """Replies to one request; the last one is neither Progress nor Event."""
@@ -65,14 +69,29 @@ class Relay:
         elif isinstance(request, Mount):
             yield await self._mount(self._named(request.mount))
         elif isinstance(request, Unmount):
-            timeout = self.drain_timeout if request.timeout is None else request.timeout
+            timeout = self.fleet.config.daemon.drain_timeout if request.timeout is None else request.timeout
             yield await self._unmount(self._named(request.mount), timeout)
+        elif isinstance(request, Restart):
+            yield await self._restart(self._named(request.mount))
+        elif isinstance(request, Reload):
+            yield await self.fleet.reload()
+        elif isinstance(request, Upgrade):
+            failed = await self.fleet.try_installed()
+            try:
+                yield failed or Done(message="the daemon becomes the installed version now; workers follow one by one")
+            finally:  # the answer is out
+                if failed is None:
+                    self.fleet.upgrading.set()
         else:
             if isinstance(request, LogLevel):
                 set_level(request.level)
             async with aclosing(self._forward(request)) as replies:
                 async for reply in replies:
                     yield reply
+
+    @property
+    def keepers(self) -> Sequence[Keeper]:
+        return self.fleet.keepers
 
     # --- which mounts --------------------------------------------------------------------------------------------------
 
@@ -143,6 +162,9 @@ class Relay:
         if bad:
             return Failed(message="; ".join(f"{keeper.mount.name}: {keeper.reason or keeper.state}" for keeper in bad))
         return Done(message=", ".join(f"{keeper.mount.name} at {keeper.mount.path}" for keeper in keepers))
+
+    async def _restart(self, keepers: list[Keeper]) -> Done | Failed:
+        return _one_answer([await keeper.restart() for keeper in keepers])
 
     async def _unmount(self, keepers: list[Keeper], timeout: float) -> Done | Failed:
         async def stop(keeper: Keeper) -> Done | Failed:
@@ -229,6 +251,10 @@ def _merge(replies: list[AnyReply]) -> AnyReply:
     caches = [reply for reply in replies if isinstance(reply, CacheReply)]
     if caches:
         return CacheReply(mounts=tuple(line for reply in caches for line in reply.mounts))
+    requests = [reply for reply in replies if isinstance(reply, RequestsReply)]
+    if requests:
+        items_waiting = [item for reply in requests for item in reply.items]
+        return RequestsReply(items=tuple(sorted(items_waiting, key=lambda item: -item.seconds)))
     texts = [reply.text for reply in replies if isinstance(reply, Text)]
     if texts:
         return Text(text="".join(texts))

@@ -37,6 +37,8 @@ def lines_of(reply: AnyReply) -> list[str]:
         return aligned(
             [(clean(mount), show_size(cached), f"of {show_size(limit)}") for mount, cached, limit in reply.mounts]
         )
+    if isinstance(reply, schema.RequestsReply):
+        return _requests(reply)
     if isinstance(reply, schema.Event):
         return [_event(reply)]
     if isinstance(reply, schema.Progress):
@@ -177,6 +179,12 @@ def _parked(reply: schema.ParkedReply) -> list[str]:
         ]
     lines.append("to go on: nbmountctl parked retry [PATH], parked export DIRECTORY [PATH], parked discard PATH")
     return lines
+
+
+def _requests(reply: schema.RequestsReply) -> list[str]:
+    if not reply.items:
+        return ["no program is waiting"]
+    return aligned([(f"{item.seconds:.1f} s", item.operation, clean(item.path)) for item in reply.items])
 
 
 def _event(reply: schema.Event) -> str:

@@ -9,16 +9,21 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import trio
 
-from nbmountd import launch, places, systemd
+from nbmountd import handover, insight, launch, places, systemd
 from nbmountd.config import Config
+from nbmountd.control.schema import Failed
 from nbmountd.control.server import open_listener, serve_requests
 from nbmountd.errors import StateError
+from nbmountd.fleet import Fleet
+from nbmountd.fuse.agreement import ALL_FLAGS, Flag
+from nbmountd.handover import Handover
 from nbmountd.keeper import Keeper, Resources, Rhythm
 from nbmountd.log import get_logger
 from nbmountd.privileges import owner_of_mounts
@@ -39,15 +44,20 @@ async def run(
     rhythm: Rhythm | None = None,
     stop: trio.Event | None = None,
     environ: Mapping[str, str] = os.environ,
+    load: Callable[[], Config] | None = None,
+    passed: Mapping[str, int] | None = None,
+    kernel_flags: Flag = ALL_FLAGS,
     task_status: trio.TaskStatus[Path] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Keeps all mounts until SIGTERM, SIGINT or `stop`; then drains, unmounts and returns. Must run in the main thread.
 
     A second signal ends the drain: what is unsent stays in the journal. `task_status.started(socket)` when each mount has
-    answered or failed; one mount's failure stops no other. `worker`: "module:function" that serves a mount. Raises
-    StateError when directories cannot be used or another daemon uses them, ConfigError when NB_UID makes no sense.
+    answered or failed; one mount's failure stops no other. `worker`: "module:function" that serves a mount. `load` reads the
+    configuration again (SIGHUP); None: it cannot be. `passed`: connections that somebody else mounted, by mount name; they
+    are taken over. `kernel_flags` masks what the kernel offers. Raises StateError when directories cannot be used or another
+    daemon uses them, ConfigError when NB_UID makes no sense.
     """
-    rhythm = rhythm or Rhythm()
+    handed = handover.received(environ)
     owner = owner_of_mounts((mount.path for mount in config.mounts), environ)
     for directory in (config.daemon.state_dir, config.daemon.cache_dir):
         places.private_directory(Path(directory), owner=owner)
@@ -57,41 +67,53 @@ async def run(
     launch.preload(worker)
     stop = trio.Event() if stop is None else stop
     hurry = trio.Event()
-    keepers: list[Keeper] = []
 
-    def changed() -> None:
-        states = [keeper.state for keeper in keepers]
-        parts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
-        systemd.notify(f"STATUS={', '.join(parts)}", environ)
-
-    async with _locked(Path(config.daemon.state_dir) / "lock") as lock_fd:
-        listener = open_listener(socket_path, owner=owner)
-        lifeline_fd, lifeline_end = os.pipe2(os.O_CLOEXEC)
+    async with _locked(Path(config.daemon.state_dir) / "lock", handed.lock_fd if handed else None) as lock_fd:
+        listener = socket.socket(fileno=handed.listener_fd) if handed else open_listener(socket_path, owner=owner)
+        spare = os.dup(listener.fileno())  # the server closes the one that it is given
+        lifeline_fd, lifeline_end = (handed.lifeline_fd, handed.lifeline_end) if handed else os.pipe2(os.O_CLOEXEC)
+        resources = Resources(
+            config.daemon, worker, owner, socket_path.parent / "workers", lifeline_fd, lock_fd, rhythm=rhythm or Rhythm(),
+            kernel_flags=kernel_flags, passed=dict(passed or {}), environ=environ,
+        )  # fmt: skip
         try:
-            resources = Resources(
-                config.daemon, worker, owner, socket_path.parent / "workers", lifeline_fd, lock_fd, changed, rhythm
-            )
-            keepers += [Keeper(mount, resources) for mount in config.mounts]
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1) as signals:
                 async with trio.open_nursery() as nursery:
-                    for keeper in keepers:
-                        nursery.start_soon(keeper.run)
-                    relay = Relay(keepers, nursery, config.daemon.drain_timeout)
+                    fleet = Fleet(config, resources, nursery, load)
+                    fleet.begin({left.name: left for left in (handed.mounts if handed else handover.stored(environ))})
+                    relay = Relay(fleet, nursery)
                     allowed = {0, os.geteuid(), *(owner or ())[:1]}
                     server = await nursery.start(_serve, listener, relay, allowed)
-                    nursery.start_soon(_heed, signals, stop, hurry)
+                    nursery.start_soon(_heed, signals, fleet, stop, hurry)
                     nursery.start_soon(_feed_watchdog, environ)
-                    nursery.start_soon(_announce, keepers, socket_path, environ, task_status)
+                    nursery.start_soon(_announce, fleet, socket_path, handed, task_status)
+                    nursery.start_soon(_end_with, fleet.upgrading, stop)
                     await stop.wait()
-                    await _drain(keepers, config.daemon.drain_timeout, rhythm, hurry, environ)
+                    if fleet.upgrading.is_set():
+                        fleet.leave_behind()
+                    else:
+                        await _drain(fleet, rhythm or Rhythm(), hurry)
                     server.cancel()
                     nursery.cancel_scope.cancel()
+            if fleet.upgrading.is_set():
+                log.info("becoming the installed version")
+                handover.become_installed(
+                    Handover(
+                        lock_fd=lock_fd, lifeline_fd=lifeline_fd, lifeline_end=lifeline_end, listener_fd=spare,
+                        mounts=tuple(fleet.legacy()), children=launch.server_pids(),
+                    )
+                )  # fmt: skip
         finally:
             listener.close()
-            os.close(lifeline_end)
-            os.close(lifeline_fd)
+            for fd in (spare, lifeline_end, lifeline_fd):
+                os.close(fd)
             socket_path.unlink(missing_ok=True)
     log.info("stopped")
+
+
+async def _end_with(upgrading: trio.Event, stop: trio.Event) -> None:
+    await upgrading.wait()
+    stop.set()
 
 
 async def _serve(
@@ -103,22 +125,35 @@ async def _serve(
 
 
 async def _announce(
-    keepers: list[Keeper], socket_path: Path, environ: Mapping[str, str], task_status: trio.TaskStatus[Path]
+    fleet: Fleet, socket_path: Path, handed: Handover | None, task_status: trio.TaskStatus[Path]
 ) -> None:
-    for keeper in keepers:
+    for keeper in fleet.keepers:
         await keeper.settled.wait()
-    for keeper in keepers:
+    for keeper in fleet.keepers:
         if keeper.state == "failed":
             log.warning("started without this mount", mount=keeper.mount.name, cause=keeper.reason)
-    systemd.notify("READY=1", environ)
-    log.info("ready", mounts=len(keepers), socket=socket_path)
+    systemd.notify("READY=1", fleet.resources.environ)
+    log.info("ready", mounts=len(fleet.keepers), socket=socket_path)
     task_status.started(socket_path)
+    if handed is not None:
+        for keeper in list(fleet.keepers):  # one by one: what waits for one worker does not wait for all
+            answer = await keeper.restart()
+            if isinstance(answer, Failed):
+                log.warning("the worker of the version before goes on", mount=keeper.mount.name, cause=answer.message)
+        for pid in handed.children:  # the last worker of the version before held a pipe of theirs
+            with suppress(ChildProcessError):
+                await trio.to_thread.run_sync(os.waitpid, pid, 0, abandon_on_cancel=True)
 
 
-async def _heed(signals: AsyncIterator[int], stop: trio.Event, hurry: trio.Event) -> None:
+async def _heed(signals: AsyncIterator[int], fleet: Fleet, stop: trio.Event, hurry: trio.Event) -> None:
     async for number in signals:
         if number == signal.SIGHUP:
-            log.info("SIGHUP is reserved and does nothing")
+            await fleet.reload()
+        elif number == signal.SIGUSR1:
+            for line in insight.tasks():
+                log.info("task", at=line)
+            for keeper in fleet.keepers:
+                keeper.dump()
         elif not stop.is_set():
             log.info("stopping", signal=signal.Signals(number).name)
             stop.set()
@@ -127,13 +162,13 @@ async def _heed(signals: AsyncIterator[int], stop: trio.Event, hurry: trio.Event
             hurry.set()
 
 
-async def _drain(
-    keepers: list[Keeper], timeout: float, rhythm: Rhythm, hurry: trio.Event, environ: Mapping[str, str]
-) -> None:
+async def _drain(fleet: Fleet, rhythm: Rhythm, hurry: trio.Event) -> None:
     """All at once, so the slowest remote costs its own time only. Each `stop` is bounded; `hurry` kills what is left."""
+    timeout = fleet.config.daemon.drain_timeout
     longest = int((timeout + 2 * rhythm.stop_grace + 10) * 1e6)  # the unit's TimeoutStopSec may be meant for less
     systemd.notify(
-        f"STOPPING=1\nEXTEND_TIMEOUT_USEC={longest}\nSTATUS=sending what is unsent, at most {timeout:g} s", environ
+        f"STOPPING=1\nEXTEND_TIMEOUT_USEC={longest}\nSTATUS=sending what is unsent, at most {timeout:g} s",
+        fleet.resources.environ,
     )
     async with trio.open_nursery() as nursery:
 
@@ -143,7 +178,7 @@ async def _drain(
 
         nursery.start_soon(cut_short)
         async with trio.open_nursery() as stopping:
-            for keeper in keepers:
+            for keeper in fleet.keepers:
                 stopping.start_soon(_stop, keeper, timeout)
         nursery.cancel_scope.cancel()
 
@@ -162,13 +197,14 @@ async def _feed_watchdog(environ: Mapping[str, str]) -> None:
 
 
 @asynccontextmanager
-async def _locked(path: Path) -> AsyncIterator[int]:
+async def _locked(path: Path, handed: int | None = None) -> AsyncIterator[int]:
     """Holds the state directory: one daemon, and no worker of an earlier one. Raises StateError after `LOCK_WAIT` seconds.
+    `handed`: the lock as the program before us in this process held it.
 
     The lock belongs to the open file, which every worker inherits; it is free when the last of them is gone.
     """
     try:
-        lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        lock_fd = handed if handed is not None else os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as exc:
         raise StateError(f"{path}: {exc.strerror}; nbmountd must be able to write to its state directory") from exc
     try:

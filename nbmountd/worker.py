@@ -9,37 +9,43 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
 from nbmountd import places
 from nbmountd.answers import Answers
 from nbmountd.backends.base import Backend
+from nbmountd.backends.d4science import D4ScienceBackend
 from nbmountd.backends.directory import DirectoryBackend
+from nbmountd.backends.onedata import OnedataBackend
 from nbmountd.backends.policy import PolicyBackend
 from nbmountd.backends.webdav import WebDAVBackend
-from nbmountd.config import DaemonConfig, DirectoryOptions, MountConfig, WebDAVOptions
+from nbmountd.config import D4ScienceOptions, DaemonConfig, DirectoryOptions, MountConfig, OnedataOptions, WebDAVOptions
 from nbmountd.control import schema
 from nbmountd.control.server import serve_requests
 from nbmountd.disk.budget import Budget
 from nbmountd.disk.content import Content, ContentStore
-from nbmountd.disk.database import Database
-from nbmountd.disk.journal import Journal
+from nbmountd.disk.state import open_state
 from nbmountd.errors import ConfigError, NbmountdError, RemoteError
 from nbmountd.fs.filesystem import FileSystem
+from nbmountd.fs.held import Held
 from nbmountd.fs.nodes import Nodes
 from nbmountd.fs.reads import Reads
 from nbmountd.fs.refresh import Refresh
+from nbmountd.fs.repeats import Repeats
 from nbmountd.fuse import session
 from nbmountd.fuse.agreement import Flag
 from nbmountd.fuse.notify import KernelNotifier
 from nbmountd.fuse.operations import Operations
+from nbmountd.insight import dump_on_signal
 from nbmountd.log import configure, get_logger
 from nbmountd.model import Capabilities, Health
 from nbmountd.privileges import drop_privileges
@@ -50,6 +56,8 @@ from nbmountd.sync.steps import Steps
 URGENT_FETCHES, AHEAD_FETCHES = 6, 3
 """Runners for fetches that somebody waits for, and for fetches ahead of readers."""
 QUOTA_EVERY = 60.0
+ANSWER_GRACE = 1.0
+"""Seconds for the answer to `Stop` to get out before the process ends."""
 HOUSEKEEPING_EVERY = 1.0
 
 _log = get_logger(__name__)
@@ -63,6 +71,8 @@ class WorkerStart:
     on which it serves control/schema.py; `lifeline_fd` the reading end of a pipe that ends when the supervisor is gone.
     `agreement` is what was agreed with the kernel (fuse/mounting.py). `resume`: the kernel already knows inodes and open
     files of an earlier worker. `uid`/`gid`: whom to become before the first byte from a remote is read, None to stay.
+    `held_fd` is the memory of fs/held.py, which goes from worker to worker of one mount; None: nothing is kept. `degraded`:
+    workers kept dying, so nothing is changed or sent; what is in the way can be looked at and read.
     The descriptors may be `multiprocessing.reduction.DupFd` objects on the way; they are integers when `serve` sees them.
     """
 
@@ -75,6 +85,8 @@ class WorkerStart:
     resume: bool
     uid: int | None
     gid: int | None
+    held_fd: Any = None
+    degraded: bool = False
 
 
 def run_worker(start: WorkerStart) -> None:
@@ -96,27 +108,41 @@ def make_backend(mount: MountConfig) -> tuple[Backend, Callable[[], object] | No
             return counts.requests, counts.bytes_received, counts.bytes_sent
 
         return webdav, getattr(webdav, "credential_fingerprint", None), traffic
+    if isinstance(mount.options, D4ScienceOptions):
+        workspace = D4ScienceBackend(mount.options, read_only=mount.read_only)
+
+        def workspace_traffic() -> tuple[int, int, int]:
+            counts = workspace.statistics()
+            return counts.requests, counts.bytes_received, counts.bytes_sent
+
+        return workspace, workspace.credential_fingerprint, workspace_traffic
+    if isinstance(mount.options, OnedataOptions):
+        datahub = OnedataBackend(mount.options, read_only=mount.read_only)
+
+        def datahub_traffic() -> tuple[int, int, int]:
+            counts = datahub.statistics()
+            return counts.requests, counts.bytes_received, counts.bytes_sent
+
+        return datahub, datahub.credential_fingerprint, datahub_traffic
     if isinstance(mount.options, DirectoryOptions):
         return DirectoryBackend(mount.options, read_only=mount.read_only), None, lambda: (0, 0, 0)
     raise ConfigError(f"{mount.name}: no backend for {type(mount.options).__name__}")
 
 
 async def _serve(start: WorkerStart) -> None:
-    mount = start.mount
+    mount = msgspec.structs.replace(start.mount, read_only=True) if start.degraded else start.mount
     state = places.mount_directory(Path(start.daemon.state_dir), mount.name)
     cache = places.mount_directory(Path(start.daemon.cache_dir), mount.name)
-    database = Database(state / "nodes.db")
-    journal = Journal(state / "journal")
     budgets: list[Budget] = []
-    store = ContentStore(database, journal, state, cache, lambda count: budgets[0].reserve(count))
-    store.recover(power_lost=_rebooted(database))
+    disk = open_state(state, cache, lambda count: budgets[0].reserve(count))
+    database, store = disk.database, disk.store
     driver, credential, traffic = make_backend(mount)
     backend = PolicyBackend(driver, deadline=mount.request_deadline, credential=credential)
     notifier = KernelNotifier(expire_only=Flag.HAS_EXPIRE_ONLY in start.agreement.flags)
-    nodes = Nodes(mount, database, store, notifier, resumed=start.resume)
+    nodes = Nodes(mount, database, store, notifier, held=Held(start.held_fd))
     budgets.append(
         Budget(
-            state,
+            (state, cache),
             unsent_limit=start.daemon.unsent_size,
             cache_limit=start.daemon.cache_size,
             unsent=lambda: store.unsent_bytes,
@@ -137,19 +163,22 @@ async def _serve(start: WorkerStart) -> None:
     reads = Reads(nodes, store, backend, deadline=mount.request_deadline, remote_changed=remote_changed)
     uid = os.geteuid() if start.uid is None else start.uid
     gid = os.getegid() if start.gid is None else start.gid
-    fs = FileSystem(nodes, store, reads, refresh, budgets[0], uid=uid, gid=gid)
+    repeats = Repeats(database, resumed=start.resume)
+    fs = FileSystem(nodes, store, reads, refresh, budgets[0], uid=uid, gid=gid, repeats=repeats)
     events = _Events(mount.name)
     steps = Steps(nodes, store, reads, refresh, backend, Settle(nodes, store, refresh, backend, events.emit))
-    engine = Engine(nodes, steps, write_back_delay=mount.write_back_delay, emit=events.emit)
+    engine = Engine(
+        nodes, steps, write_back_delay=mount.write_back_delay, emit=events.emit,
+        away=lambda: backend.health in (Health.OFFLINE, Health.UNAUTHENTICATED),
+    )  # fmt: skip
     fs.sync = engine
     operations = Operations(fs, deadline=mount.request_deadline)
     _load_capabilities(nodes)
-    if not start.resume:
-        nodes.drop_leftovers()
+    fs.take_over()
 
     ending = _Ending()
     answers = Answers(
-        mount, fs, engine, backend, operations.requests, traffic, ending.stop, events.subscribe, start.daemon.log_format
+        mount, fs, engine, backend, operations, traffic, ending.stop, events.subscribe, start.daemon.log_format
     )
     async with trio.open_nursery() as service:
         listener = trio.socket.fromfd(start.control_fd, trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
@@ -166,7 +195,9 @@ async def _serve(start: WorkerStart) -> None:
             service.start_soon(partial(reads.run, urgent=False))
         service.start_soon(_housekeeping, nodes, store, budgets[0])
         service.start_soon(_watch_quota, backend, fs)
-        service.start_soon(engine.run)
+        service.start_soon(dump_on_signal, operations.describe_in_flight)
+        if not start.degraded:
+            service.start_soon(engine.run)
         for _ in range(max(1, min(6, nodes.capabilities.connections - 2))):
             service.start_soon(engine.run_worker)
         async with trio.open_nursery() as intake:
@@ -174,13 +205,14 @@ async def _serve(start: WorkerStart) -> None:
             notifier.start()
             _log.info("serving", resumed=start.resume or None)
         notifier.disarm()
-        ending.left = await _drain(engine, ending.timeout)
+        if not ending.handover:
+            ending.left = await _drain(engine, ending.timeout)
         ending.drained.set()
-        await trio.sleep(0.1)  # the answer to Stop gets out
+        if ending.wanted.is_set():
+            with trio.move_on_after(ANSWER_GRACE):
+                await ending.answered.wait()
         service.cancel_scope.cancel()
-    store.close()
-    database.close()
-    journal.close()
+    disk.close()
     with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
         await backend.aclose()
 
@@ -207,15 +239,21 @@ class _Ending:
     def __init__(self) -> None:
         self.wanted = trio.Event()
         self.drained = trio.Event()
+        self.answered = trio.Event()
         self.timeout = 0.0
+        self.handover = False
         self.left = 0
 
-    async def stop(self, timeout: float) -> int:
-        """Ends intake, drains up to `timeout` seconds; returns how many nodes stay in the journal."""
-        self.timeout = timeout
+    async def stop(self, timeout: float, *, handover: bool) -> AsyncGenerator[int, None]:
+        """Ends intake, drains up to `timeout` seconds (not at all for a `handover`); then gives, once, how many nodes stay in
+        the journal. The process ends when the caller has sent its answer and comes back."""
+        self.timeout, self.handover = timeout, handover
         self.wanted.set()
         await self.drained.wait()
-        return self.left
+        try:
+            yield self.left
+        finally:
+            self.answered.set()
 
 
 async def _drain(engine: Engine, timeout: float) -> int:
@@ -267,13 +305,18 @@ async def _refresh_wanted(news: trio.MemoryReceiveChannel[int], nodes: Nodes, re
 
 
 async def _housekeeping(nodes: Nodes, store: ContentStore, budget: Budget) -> None:
-    """Saves what was fetched, and makes the cache give way, once a second."""
+    """Saves what was fetched, settles the journal, and makes the cache give way, once a second."""
     while True:
         await trio.sleep(HOUSEKEEPING_EVERY)
-        store.save_all_present()
-        excess = budget.cache_excess
-        if excess:
-            _evict(nodes, store, excess)
+        try:
+            store.save_all_present()
+            for call in store.settling():
+                await trio.to_thread.run_sync(call)
+            excess = budget.cache_excess
+            if excess:
+                _evict(nodes, store, excess)
+        except (OSError, sqlite3.OperationalError) as exc:
+            _log.warning("the local disk refuses housekeeping; it is tried again", cause=exc)
 
 
 def _evict(nodes: Nodes, store: ContentStore, wanted: int) -> int:
@@ -304,8 +347,6 @@ async def _watch_quota(backend: PolicyBackend, fs: FileSystem) -> None:
 
 def _load_capabilities(nodes: Nodes) -> None:
     """What the remote could do last time, for a start without network."""
-    import msgspec
-
     stored = nodes.database.get_meta("capabilities")
     if stored is not None:
         try:
@@ -315,18 +356,8 @@ def _load_capabilities(nodes: Nodes) -> None:
 
 
 def _keep_capabilities(nodes: Nodes, capabilities: Capabilities) -> None:
-    import msgspec
-
     nodes.capabilities = capabilities
     nodes.database.set_meta("capabilities", msgspec.json.encode(capabilities).decode())
-
-
-def _rebooted(database: Database) -> bool:
-    """Whether the machine was restarted since the state was written: then unsynced bytes may be gone."""
-    now = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    before = database.get_meta("boot_id")
-    database.set_meta("boot_id", now)
-    return before is not None and before != now
 
 
 class _Events:

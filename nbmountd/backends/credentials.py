@@ -18,12 +18,16 @@ import trio
 
 from nbmountd.config import WebDAVOptions
 from nbmountd.errors import ConfigError, Unauthenticated
+from nbmountd.log import register_secret
 
 SECRET_LIMIT = 64 * 1024
 """Bytes. Tokens with many group claims reach 10 KiB; anything larger is another kind of file."""
 
 COMMAND_TIMEOUT = 30.0
 """Seconds. A guess: an OIDC agent that has to refresh takes one or two."""
+
+COMMAND_PAUSE = 60.0
+"""Seconds after which a command whose token was refused is run again. The same token is not sent again."""
 
 
 class Secret(Protocol):
@@ -39,6 +43,9 @@ class Secret(Protocol):
     def cure(self) -> str:
         """What a person does to bring a new secret in, as an imperative clause."""
 
+    def fingerprint(self) -> object:
+        """Something that is another one when `get` may give another secret than before. Never the secret."""
+
 
 class InlineSecret:
     """A secret that stands in the configuration."""
@@ -50,6 +57,9 @@ class InlineSecret:
     @property
     def cure(self) -> str:
         return f"change `{self._key}` in the configuration and mount again"
+
+    def fingerprint(self) -> object:
+        return None
 
     async def get(self, *, again: bool) -> str:
         return _one_line(self._value, f"`{self._key}` of the configuration", self.cure)
@@ -65,6 +75,9 @@ class EnvironmentSecret:
     @property
     def cure(self) -> str:
         return f"set the environment variable {self._variable} and start again"
+
+    def fingerprint(self) -> object:
+        return None
 
     async def get(self, *, again: bool) -> str:
         return _one_line(self._value, f"the environment variable {self._variable}", self.cure)
@@ -86,6 +99,13 @@ class FileSecret:
     @property
     def cure(self) -> str:
         return f"write a valid one to {self._path}"
+
+    def fingerprint(self) -> object:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
 
     async def get(self, *, again: bool) -> str:
         try:
@@ -121,6 +141,10 @@ class CommandSecret:
     def cure(self) -> str:
         return f"make the command `{self._command[0]}` print a valid one"
 
+    def fingerprint(self) -> object:
+        """Another one every COMMAND_PAUSE: only running the command would tell."""
+        return int(trio.current_time() // COMMAND_PAUSE)
+
     async def get(self, *, again: bool) -> str:
         if self._value is None or again:
             self._value = await self._run()
@@ -145,13 +169,18 @@ class CommandSecret:
 class Credential:
     """The Authorization header of one mount.
 
-    `scheme` makes the header value of the secret. `secret` None: nothing is sent.
+    `scheme` makes the header value of the secret. `secret` None: nothing is sent. `header_name` is for services that want
+    it in a header of their own.
     """
 
-    def __init__(self, secret: Secret | None, scheme: Callable[[str], str]) -> None:
+    def __init__(
+        self, secret: Secret | None, scheme: Callable[[str], str], *, header_name: str = "Authorization"
+    ) -> None:
+        self.header_name = header_name
         self._secret = secret
         self._scheme = scheme
         self._refused: set[str] = set()
+        self._masked = ""
 
     async def authorization(self) -> str | None:
         """The header value to send now, None for anonymous access.
@@ -164,12 +193,24 @@ class Credential:
                     "the server asks for a log-in; give `user` with `password_file`, or `token_file`, to this mount"
                 )
             return None
-        header = self._scheme(await self._secret.get(again=False))
+        header = self._header(await self._secret.get(again=False))
         if header in self._refused:
-            header = self._scheme(await self._secret.get(again=True))
+            header = self._header(await self._secret.get(again=True))
         if header in self._refused:
             raise Unauthenticated(f"the server refuses the credential (401); {self._secret.cure}")
         return header
+
+    def _header(self, secret: str) -> str:
+        header = self._scheme(secret)
+        if header != self._masked:  # in logs, from now on
+            register_secret(secret)
+            register_secret(header.partition(" ")[2])
+            self._masked = header
+        return header
+
+    def fingerprint(self) -> object:
+        """Equal as long as there is no other secret to try. Never the secret."""
+        return None if self._secret is None else self._secret.fingerprint()
 
     def refuse(self, header: str | None) -> None:
         """Notes that the server answered 401 to `header`: it is never given out again."""

@@ -73,6 +73,12 @@ Measured: 1 MiB is no faster, 64 KiB slower; reading into a buffer that is used 
 SEND_PIECE = 1024 * 1024
 """Bytes asked of a body at a time: 2.7 times the throughput of urllib3's default of 16 KiB (measured)."""
 
+THROTTLED_WAIT = 60.0
+"""Seconds to leave a server alone that says "too many requests" and not until when."""
+
+MAINTENANCE_WAIT = 20.0
+"""Seconds after which a server in maintenance mode is asked again."""
+
 CONNECT_TIMEOUT = 10.0
 """Seconds for a TCP connection; three tries of SYN fit in."""
 
@@ -104,6 +110,12 @@ class Incoming:
         while data := self._response.read(size):
             self.received += len(data)
             yield memoryview(data)
+
+    def as_it_comes(self) -> Iterator[bytes]:
+        """The body in order, in pieces as the server sends them: for bodies that never end."""
+        while data := self._response.read1(PIECE):
+            self.received += len(data)
+            yield data
 
 
 class Receive(Protocol):
@@ -141,11 +153,19 @@ class HTTPClient:
     """Requests to one origin with one credential, at most `connections` at a time.
 
     `timeout`: seconds that the server may be silent. `ca_bundle`: PEM file with the certificates to trust instead of
-    the system's. Raises ConfigError when that file cannot be used.
+    the system's. `refused`: whether an answer means that the credential is not accepted. Raises ConfigError when that
+    file cannot be used.
     """
 
     def __init__(
-        self, origin: str, *, credential: Credential, connections: int, timeout: float, ca_bundle: str | None = None
+        self,
+        origin: str,
+        *,
+        credential: Credential,
+        connections: int,
+        timeout: float,
+        ca_bundle: str | None = None,
+        refused: Callable[[Answer], bool] = lambda answer: answer.status == 401,
     ) -> None:
         parts = urlsplit(origin)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -154,6 +174,7 @@ class HTTPClient:
         self._host = parts.hostname
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._credential = credential
+        self._refused = refused
         self._proven: str | None = None
         self._first = trio.Lock()
         self._limiter = trio.CapacityLimiter(connections)
@@ -209,9 +230,9 @@ class HTTPClient:
                 async with self._first:
                     header = await self._credential.authorization()
                     answer = await self._exchange(what, call, header)
-                    if answer.status not in (401, 429) and answer.status < 500:
+                    if answer.status != 429 and answer.status < 500 and not self._refused(answer):
                         self._proven = header
-            if answer.status != 401:
+            if not self._refused(answer):
                 return answer
             self._credential.refuse(header)
             if self._proven == header:
@@ -221,7 +242,7 @@ class HTTPClient:
 
     async def _exchange(self, what: str, call: Callable[[Send], Answer], header: str | None) -> Answer:
         lever = Lever(await self._resolve())
-        exchange = _Exchange(self._pool, self._cookies, lever, header, what)
+        exchange = _Exchange(self._pool, self._cookies, lever, (self._credential.header_name, header), what)
         if self._closed:
             raise RemoteUnavailable(f"{what}: the mount is closing")
         self._levers.add(lever)
@@ -265,14 +286,19 @@ class _Exchange:
     """One request in its worker thread."""
 
     def __init__(
-        self, pool: urllib3.PoolManager, cookies: CookieJar, lever: Lever, authorization: str | None, what: str
+        self,
+        pool: urllib3.PoolManager,
+        cookies: CookieJar,
+        lever: Lever,
+        authorization: tuple[str, str | None],
+        what: str,
     ) -> None:
         self._pool = pool
         self._cookies = cookies
         self._lever = lever
         self._authorization = authorization
         self._what = what
-        self._method = ""
+        self._method = self._host = ""
         self.requests = self.bytes_sent = self.bytes_received = 0
 
     def run(self, call: Callable[[Send], Answer]) -> Answer:
@@ -288,10 +314,12 @@ class _Exchange:
         receive: Receive | None = None,
     ) -> Answer:
         self._method = method
+        self._host = urlsplit(url).netloc
         self.requests += 1
         sent = {"User-Agent": f"nbmountd/{__version__}", **headers}
-        if self._authorization is not None:
-            sent["Authorization"] = self._authorization
+        name, value = self._authorization
+        if value is not None:
+            sent[name] = value
         if cookie := self._cookie(url):
             sent["Cookie"] = cookie
         outgoing = None if body is None else _Outgoing(body)
@@ -345,14 +373,15 @@ class _Exchange:
         cause: object = exc
         if isinstance(exc, ProtocolError) and len(exc.args) > 1:
             cause = exc.args[1]
+        if isinstance(exc, NewConnectionError):  # before the timeout, which it is a kind of
+            return RemoteUnavailable(f"{self._what}: no connection to {self._host}: {exc.__cause__}")
         if isinstance(exc, ConnectTimeoutError):
-            return RemoteTimeout(f"{self._what}: no connection in time")
-        if isinstance(exc, NewConnectionError):
-            return RemoteUnavailable(f"{self._what}: no connection: {exc.__cause__}")
+            return RemoteTimeout(f"{self._what}: no connection to {self._host} in time")
         if isinstance(exc, ReadTimeoutError) or isinstance(cause, TimeoutError):
             return RemoteTimeout(f"{self._what}: no answer in time", in_doubt=in_doubt)
         if isinstance(exc, SSLError):
-            return RemoteUnavailable(f"{self._what}: TLS: {exc}", in_doubt=in_doubt)
+            hint = " (name its certificate authority in ca_bundle)" if "CERTIFICATE_VERIFY_FAILED" in str(exc) else ""
+            return RemoteUnavailable(f"{self._what}: TLS with {self._host}: {exc}{hint}", in_doubt=in_doubt)
         if isinstance(cause, (IncompleteRead, http.client.IncompleteRead)):
             return RemoteProtocolError(f"{self._what}: the answer is cut short", in_doubt=in_doubt)
         if isinstance(cause, OSError):  # RemoteDisconnected is one as well
@@ -432,7 +461,12 @@ def error_of(answer: Answer, what: str) -> RemoteError:
     in_doubt = what.split(" ", 1)[0] not in SAFE_METHODS
     if status < 400:
         return RemoteProtocolError(f"{text}: redirects are not followed")
-    if status in (429, 503, 425):
+    if status == 429:
+        # Nextcloud does not say how long; each further request makes it longer, for everybody behind our address.
+        return RemoteUnavailable(text, retry_after=wait or THROTTLED_WAIT)
+    if status == 503 and b"MaintenanceMode" in answer.body:
+        return RemoteUnavailable(f"{text}: the server is in maintenance mode", retry_after=wait or MAINTENANCE_WAIT)
+    if status in (503, 425):
         return RemoteUnavailable(text, retry_after=wait)
     if status in (408, 504):
         return RemoteTimeout(text, retry_after=wait, in_doubt=in_doubt)

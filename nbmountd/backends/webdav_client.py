@@ -16,10 +16,12 @@ from webdav3.client import Client
 from nbmountd.backends.base import Body
 from nbmountd.backends.http import Answer, HTTPClient, Incoming, Receive, Send
 from nbmountd.backends.multistatus import MultiStatusParser, Resource
+from nbmountd.backends.webdav_overlay import NAMESPACE
 from nbmountd.errors import RemoteProtocolError
 
 BASIC_PROPERTIES = ("d:resourcetype", "d:getcontentlength", "d:getlastmodified", "d:getetag")
 OWNCLOUD_PROPERTIES = ("oc:fileid", "oc:permissions", "oc:checksums")
+OVERLAY_PROPERTIES = ("n:attributes",)
 QUOTA_PROPERTIES = ("d:resourcetype", "d:quota-used-bytes", "d:quota-available-bytes")
 
 
@@ -51,7 +53,7 @@ class WebDAVClient:
         return await self._control("options", path)
 
     async def propfind(
-        self, path: str, depth: int, properties: Sequence[str]
+        self, path: str, depth: int, properties: Sequence[str], more_headers: Sequence[str] = ()
     ) -> tuple[list[Resource], Answer]:
         """The resources of a multi-status answer, whole, or none and an answer of another status above 299.
 
@@ -60,10 +62,12 @@ class WebDAVClient:
         """
         names = "".join(f"<{name}/>" for name in properties)
         body = (
-            '<?xml version="1.0" encoding="utf-8"?><d:propfind xmlns:d="DAV:" xmlns:oc="http://owncloud.org/ns">'
+            '<?xml version="1.0" encoding="utf-8"?><d:propfind xmlns:d="DAV:" xmlns:oc="http://owncloud.org/ns" '
+            f'xmlns:n="{NAMESPACE}">'
             f"<d:prop>{names}</d:prop></d:propfind>"
         ).encode()
         headers = [f"Depth: {depth}", "Content-Type: application/xml; charset=utf-8", "Accept-Encoding: gzip"]
+        headers += more_headers
         for _ in range(2):
             resources: list[Resource] = []
             answer = await self._control("list", path, body, headers, partial(_parse_into, resources))
@@ -73,6 +77,7 @@ class WebDAVClient:
         return resources, answer
 
     async def proppatch(self, path: str, body: bytes) -> tuple[list[Resource], Answer]:
+        """The resources of a multi-status answer; none of any other status."""
         resources: list[Resource] = []
         headers = ["Depth: 0", "Content-Type: application/xml; charset=utf-8"]
         return resources, await self._control("set_property", path, body, headers, partial(_parse_into, resources))

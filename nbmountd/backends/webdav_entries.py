@@ -93,6 +93,7 @@ def _comparable(path: str) -> str:
 # --- versions ----------------------------------------------------------------------------------------------------------
 #
 # "e:TAG": the opaque tag of an ETag that names exact bytes. "w:TAG;SIZE;SECOND" of a weak one. "t:SIZE;SECOND" without any.
+# "n:TAG;SIZE;SECOND;CHECKSUM" of a Nextcloud, whose ETags stay the same when size and second do; the checksum may be empty.
 
 
 def parse_etag(value: str | None) -> tuple[str, bool] | None:
@@ -124,7 +125,14 @@ def version_of(etag: str | None, size: int | None, mtime: int | None) -> Version
 
 def strong_tag(version: Version) -> str | None:
     """The tag to use in If-Match, None if the version has none that may be used there."""
+    if version.startswith("n:"):
+        return version[2:].rsplit(";", 3)[0]
     return version[2:] if version.startswith("e:") else None
+
+
+def nextcloud_version(tag: str, size: int, second: int, checksum: str) -> Version:
+    """The version of a file on a Nextcloud. `checksum` is "" or like "SHA1:0a1b"."""
+    return Version(f"n:{tag};{size};{second};{checksum.upper()}")
 
 
 def tells(version: Version, headers: Mapping[str, str], size: int | None) -> bool | None:
@@ -132,9 +140,18 @@ def tells(version: Version, headers: Mapping[str, str], size: int | None) -> boo
     parsed = parse_etag(headers.get("etag"))
     if version.startswith("e:"):
         return None if parsed is None else parsed[0] == version[2:]
-    fields = version[2:].rsplit(";", 2)
+    told: str = version
+    undecided = False
+    if version.startswith("n:"):
+        told, _, checksum = version.rpartition(";")
+        theirs = headers.get("oc-checksum", "").upper()
+        if theirs != checksum and theirs.partition(":")[0] == checksum.partition(":")[0]:
+            return False
+        # Without the checksum that we know: replaced by somebody who sends none, most likely.
+        undecided = parsed is None or (bool(checksum) and not theirs)
+    fields = told[2:].rsplit(";", 2)
     old_size, old_mtime = fields[-2:]
-    tag = fields[0] if version.startswith("w:") else None
+    tag = None if version.startswith("t:") else fields[0]
     if size is not None and old_size and int(old_size) != size:
         return False
     if tag is not None and parsed is not None and parsed[0] != tag:
@@ -142,7 +159,7 @@ def tells(version: Version, headers: Mapping[str, str], size: int | None) -> boo
     mtime = parse_date(headers.get("last-modified"))
     if mtime is None or not old_mtime:
         return None
-    return mtime == int(old_mtime)
+    return False if mtime != int(old_mtime) else None if undecided else True
 
 
 # --- entries -----------------------------------------------------------------------------------------------------------

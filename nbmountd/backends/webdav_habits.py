@@ -34,6 +34,11 @@ class Habits:
     """Names that begin with a dot are stored and not listed: a file would seem to have been removed by others."""
     not_in_destination: str = ""
     """Characters that the server takes for something else in Destination, so that a MOVE would hit another file."""
+    dead_properties: bool | None = False
+    """PROPPATCH stores what is not the server's own, PUT keeps it, MOVE takes it along. None: it depends on the server's
+    configuration; removing a property that is not there tells, and leaves no trace (WsgiDAV; Apache makes a directory)."""
+    move_keeps_version: bool = False
+    """A file has the same ETag after a MOVE."""
     owncloud: bool = False
     """oc: properties, X-OC-Mtime, directories' ETags change with anything below; a cut PUT to a free name leaves nothing."""
     max_name_bytes: int = 255
@@ -47,10 +52,20 @@ APACHE = Habits(
     strong_versions=True,
     honest_mkcol=True,
     honest_move=True,
+    dead_properties=True,
+    move_keeps_version=True,
 )
-LIGHTTPD = replace(APACHE, name="lighttpd")
+LIGHTTPD = replace(APACHE, name="lighttpd", dead_properties=None, move_keeps_version=False)
 NGINX = Habits("nginx", atomic_put=True, honest_mkcol=True, hides_dot_names=True)
-WSGIDAV = Habits("WsgiDAV", conditions=True, honest_mkcol=True, honest_move=True, not_in_destination="?;")
+WSGIDAV = Habits(
+    "WsgiDAV",
+    conditions=True,
+    honest_mkcol=True,
+    honest_move=True,
+    not_in_destination="?;",
+    dead_properties=None,
+    move_keeps_version=True,
+)
 RCLONE = Habits("rclone", strong_versions=True, honest_move=True)
 NEXTCLOUD = Habits(
     "Nextcloud",

@@ -109,15 +109,35 @@ class Ping(Request, frozen=True, kw_only=True, tag="ping"):
     """-> Done. The supervisor's heartbeat."""
 
 
+class Restart(Request, frozen=True, kw_only=True, tag="restart"):
+    """Replaces the workers, one mount after the other; open files stay open and callers wait. -> Done."""
+
+
+class Upgrade(Request, frozen=True, kw_only=True, tag="upgrade"):
+    """Has the daemon become the version that is installed now, mounts and open files and all. -> Done, before it does."""
+
+
+class Reload(Request, frozen=True, kw_only=True, tag="reload"):
+    """Reads the configuration again and changes what is different, like SIGHUP. -> Done, Failed."""
+
+
+class Requests(Request, frozen=True, kw_only=True, tag="requests"):
+    """-> RequestsReply: the file operations that programs are waiting for."""
+
+
 class Stop(Request, frozen=True, kw_only=True, tag="stop"):
-    """Worker only: drains to `timeout` seconds, then ends. -> Done or Failed (code 4)."""
+    """Worker only: drains to `timeout` seconds, then ends. -> Done or Failed (code 4).
+
+    `handover`: another worker goes on at once, so nothing need be sent first. -> Done.
+    """
 
     timeout: float = 0.0
+    handover: bool = False
 
 
 AnyRequest = (
     Status | Mount | Unmount | Sync | Queue | Refresh | Explain | Conflicts | Parked | Cache | Pin | Prefetch
-    | Events | LogLevel | Metrics | Ping | Stop
+    | Events | LogLevel | Metrics | Ping | Restart | Upgrade | Reload | Requests | Stop
 )
 
 # --- replies -----------------------------------------------------------------------------------------------------------
@@ -259,13 +279,28 @@ class CacheReply(Reply, frozen=True, kw_only=True, tag="cache"):
     """(mount, bytes cached, limit)."""
 
 
+class RequestItem(msgspec.Struct, frozen=True, kw_only=True):
+    """One file operation that was taken and not answered."""
+
+    mount: str
+    operation: str
+    path: str
+    inode: int
+    seconds: float
+
+
+class RequestsReply(Reply, frozen=True, kw_only=True, tag="requests"):
+    items: tuple[RequestItem, ...]
+    """Longest first."""
+
+
 class Text(Reply, frozen=True, kw_only=True, tag="text"):
     text: str
 
 
 AnyReply = (
     Done | Failed | Progress | Event | StatusReply | QueueReply | ExplainReply | ConflictsReply | ParkedReply
-    | CacheReply | Text
+    | CacheReply | RequestsReply | Text
 )
 
 MAX_LINE = 16 * 1024 * 1024

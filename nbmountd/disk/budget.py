@@ -22,7 +22,7 @@ class Budget:
 
     def __init__(
         self,
-        state_dir: Path,
+        directories: tuple[Path, Path],
         *,
         unsent_limit: int,
         cache_limit: int,
@@ -30,7 +30,8 @@ class Budget:
         cached: Callable[[], int],
         evict: Callable[[int], int],
     ) -> None:
-        self._state_dir = state_dir
+        """`directories` are those of unsent and of cached bytes; they may be on different file systems."""
+        self._state, self._cache = directories
         self.unsent_limit = unsent_limit
         self.cache_limit = cache_limit
         self._unsent = unsent
@@ -54,18 +55,30 @@ class Budget:
             self.quota_available -= count
 
     def _look(self, count: int) -> None:
-        free = self._free()
-        if free < count + KEEP_FREE and self._evict(count + KEEP_FREE - free):
-            free = self._free()
+        free = _free(self._state)
+        if free < count + KEEP_FREE and self._same_disk() and self._evict(count + KEEP_FREE - free):
+            free = _free(self._state)
         if free < count + KEEP_FREE:
             self._until_look = 0
             raise NoSpace("the local disk is full")
 
-    def _free(self) -> int:
-        stat = os.statvfs(self._state_dir)
-        return stat.f_bavail * stat.f_frsize
+    def _same_disk(self) -> bool:
+        """Whether evicting cached bytes makes room for unsent ones. False where there is no cache yet."""
+        try:
+            return self._state.stat().st_dev == self._cache.stat().st_dev
+        except FileNotFoundError:
+            return False
 
     @property
     def cache_excess(self) -> int:
-        """Cached bytes above the limit; also what a nearly full disk wants back."""
-        return max(0, self._cached() - self.cache_limit, 2 * KEEP_FREE - self._free())
+        """Cached bytes above the limit; also what a nearly full disk wants back. Raises OSError."""
+        try:
+            free = _free(self._cache)
+        except FileNotFoundError:  # deleted, and not needed since
+            free = 2 * KEEP_FREE
+        return min(self._cached(), max(0, self._cached() - self.cache_limit, 2 * KEEP_FREE - free))
+
+
+def _free(directory: Path) -> int:
+    stat = os.statvfs(directory)
+    return stat.f_bavail * stat.f_frsize

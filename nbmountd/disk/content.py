@@ -1,181 +1,50 @@
-"""The bytes of files on the local disk: one sparse file of the base version, and layers of unsent bytes above it.
+"""All contents of one mount on the local disk: opened and closed, written, frozen for an upload, absorbed, made durable.
 
-It knows extents and descriptors, no remote, no names and no FUSE.
+What a content looks like to readers is in layers.py, the cached base in cache.py, the start after a death in replay.py. It
+knows no remote, no names and no FUSE.
 
-    layer 1      ······WWWW··········      newest unsent bytes; written to
-    layer 0      WW····WWWWWWWW······|     frozen while an upload sends it; `|` is its floor
-    base         BBBB····BBBB····BBBBBBBB  what was fetched of the base version (cache, may be deleted)
+Where the truth about unsent bytes is: a layer's row in the database describes bytes that are on the disk (it is written only
+after their fsync); everything since is in the journal, with checksums, until `settling` has brought it into the rows. So a
+process may die at any moment, and after a loss of power nothing that the disk forgot is taken for data.
 
-A reader sees, for each byte, the topmost layer that has it; the base shows through only below every floor. A layer's
-floor is the smallest size that the file had since the layer began: what a truncation cut off stays cut off, and what a
-later extension uncovers is zeros. So a snapshot for an upload costs nothing (the next write begins a new layer), a small
-write into a large file needs no download, and clean bytes (cache directory) and unsent bytes (state directory) are in
-different places.
-
-When an upload has been confirmed its layers are `absorbed` into the base. Layers live in the database (`layers`) plus the
-journal; a data file without a row is left over from a crash between the two and is deleted at start, after a row's
-absence was made durable.
+A data file is deleted only after the deletion of its row is durable: else a loss of power would bring the row back alone. A
+data file without a row is left over from a death between the two and is deleted at start.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import sqlite3
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import google_crc32c
 
+from nbmountd.disk.absorption import Absorption
+from nbmountd.disk.cache import BaseCache, Fill, len_in, open_new
 from nbmountd.disk.database import Database, Node
 from nbmountd.disk.extents import Extents
-from nbmountd.disk.journal import Journal, RecordKind
+from nbmountd.disk.journal import Journal, RecordKind, sync_directory
+from nbmountd.disk.layers import LOST, Content, Layer, pread
+from nbmountd.disk.replay import SETTLED, Replay
+from nbmountd.log import get_logger
 
-COPY_STEP: Final = 4 * 2**20
-JOURNAL_LIMIT: Final = 16 * 2**20
-"""The journal is settled into the database beyond this; 300,000 writes."""
-OPEN_FILES: Final = 256
-"""Descriptors kept open for contents that nobody uses now. A guess below every usual limit of 1,024."""
+__all__ = ["Content", "ContentStore", "Fill", "Layer"]
 
+JOURNAL_LIMIT: Final = 4 * 2**20
+"""The journal is settled into the database beyond this: 87,000 writes, a quarter of a second at the next start."""
+SETTLE_EVERY: Final = 10.0
+"""Seconds after which what the journal says is brought to the disk: about what a loss of power costs of bytes that no program
+fsynced. A guess between the 5 s of ext4's commits and the 30 s of the kernel's write-back."""
+OPEN_FILES: Final = 128
+"""Contents kept open that nobody uses now. Each has one to three descriptors; the usual limit of a process is 1,024."""
 
-class Layer:
-    """Unsent bytes of one file in a sparse file of their own. `stop` is the size that the file has with this layer."""
-
-    __slots__ = ("extents", "fd", "floor", "frozen", "id", "mtime_ns", "settled", "size")
-
-    def __init__(self, id: int, size: int, floor: int | None, mtime_ns: int, extents: Extents) -> None:
-        self.id = id
-        self.size = size
-        self.floor = floor
-        self.mtime_ns = mtime_ns
-        self.extents = extents
-        self.fd = -1
-        self.frozen = False
-        self.settled = True
-        """The database knows everything that the journal says of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Where the bytes [start, stop) of a file are: a layer's or the base's descriptor, nowhere (a hole: zeros), or missing."""
-
-    start: int
-    stop: int
-    fd: int | None
-    missing: bool = False
-
-
-@dataclass(eq=False)
-class Content:
-    """The bytes of one node. Made by `ContentStore.open`; `users` counts who needs its descriptors."""
-
-    node: Node
-    layers: list[Layer]
-    present: Extents
-    base_size: int
-    base_fd: int = -1
-    users: int = 0
-    stale: bool = False
-    """The remote no longer has the base version: what is missing can never be fetched."""
-    fetched_unsaved: bool = False
-    used_at: float = 0.0
-
-    @property
-    def size(self) -> int:
-        return self.layers[-1].size if self.layers else self.base_size
-
-    @property
-    def base_stop(self) -> int:
-        """Where the base ends for readers: below every floor."""
-        stop = self.base_size
-        for layer in self.layers:
-            if layer.floor is not None and layer.floor < stop:
-                stop = layer.floor
-        return stop
-
-    def segments(self, start: int, stop: int, layers: list[Layer] | None = None) -> list[Segment]:
-        """Where [start, stop) is, in order and without gaps, cut to the file's size. `layers`: a snapshot to look through."""
-        layers = self.layers if layers is None else layers
-        size = layers[-1].size if layers else self.base_size
-        stop = min(stop, size)
-        if start >= stop:
-            return []
-        found: list[Segment] = []
-        self._look(start, stop, len(layers) - 1, layers, found)
-        found.sort(key=lambda segment: segment.start)
-        return found
-
-    def _look(self, start: int, stop: int, depth: int, layers: list[Layer], found: list[Segment]) -> None:
-        if depth < 0:
-            end = min(stop, self.base_size)
-            for begin, finish in self.present.within(start, end):
-                found.append(Segment(begin, finish, self.base_fd))
-            for begin, finish in self.present.gaps(start, end):
-                found.append(Segment(begin, finish, None, missing=True))
-            if end < stop:
-                found.append(Segment(max(start, end), stop, None))
-            return
-        layer = layers[depth]
-        for begin, finish in layer.extents.within(start, stop):
-            found.append(Segment(begin, finish, layer.fd))
-        floor = layer.floor
-        for begin, finish in layer.extents.gaps(start, stop):
-            if floor is not None and finish > floor:  # above the floor nothing below shows through
-                found.append(Segment(max(begin, floor), finish, None))
-                finish = floor
-            if begin < finish:
-                self._look(begin, finish, depth - 1, layers, found)
-
-    def missing(self, start: int, stop: int, layers: list[Layer] | None = None) -> list[tuple[int, int]]:
-        """The ranges of [start, stop) that must be fetched before they can be read."""
-        if not (self.layers if layers is None else layers) and self.present.covers(start, min(stop, self.base_size)):
-            return []
-        return [(segment.start, segment.stop) for segment in self.segments(start, stop, layers) if segment.missing]
-
-    def read(self, start: int, size: int, flags: int = 0, layers: list[Layer] | None = None) -> bytes:
-        """The bytes [start, start+size), short at the end of the file. Nothing of it may be missing.
-
-        With `flags` os.RWF_NOWAIT raises BlockingIOError when the disk would have to be waited for.
-        """
-        stop = min(start + size, (layers[-1].size if layers else self.base_size) if layers is not None else self.size)
-        if start >= stop:
-            return b""
-        fd = self._single_source(start, stop) if layers is None else None
-        if fd is not None:
-            return _pread(fd, stop - start, start, flags)
-        parts = []
-        for segment in self.segments(start, stop, layers):
-            length = segment.stop - segment.start
-            if segment.missing:
-                raise ValueError(f"bytes {segment.start}-{segment.stop} are not here")
-            parts.append(bytes(length) if segment.fd is None else _pread(segment.fd, length, segment.start, flags))
-        return b"".join(parts)
-
-    def _single_source(self, start: int, stop: int) -> int | None:
-        if not self.layers:
-            return self.base_fd if self.present.covers(start, stop) else None
-        top = self.layers[-1]
-        return top.fd if top.extents.covers(start, stop) else None
-
-    def data_ranges(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Ranges that are data here or on the remote; what is left out is a hole."""
-        for segment in self.segments(start, stop):
-            if segment.fd is not None or segment.missing:
-                yield segment.start, segment.stop
-
-
-def _pread(fd: int, length: int, offset: int, flags: int) -> bytes:
-    buffer = bytearray(length)
-    done = os.preadv(fd, [buffer], offset, flags)
-    while done < length:  # the end of a sparse file's data, or a short read
-        with memoryview(buffer) as view:
-            count = os.preadv(fd, [view[done:]], offset + done, flags)
-        if count == 0:
-            break  # beyond the end of the local file: zeros
-        done += count
-    return bytes(buffer)
+_log = get_logger(__name__)
 
 
 class ContentStore:
@@ -185,23 +54,42 @@ class ContentStore:
     """
 
     def __init__(
-        self, database: Database, journal: Journal, state: Path, cache: Path, reserve: Callable[[int], None]
+        self,
+        database: Database,
+        journal: Journal,
+        state: Path,
+        cache: Path,
+        reserve: Callable[[int], None],
+        *,
+        journal_limit: int = JOURNAL_LIMIT,
+        keep_open: int = OPEN_FILES,
     ) -> None:
         self._database = database
         self._journal = journal
-        self._state = state / "unsent"
-        self._cache = cache / "base"
-        for folder in (self._state, self._cache):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for shard in range(256):
-                (folder / f"{shard:02x}").mkdir(mode=0o700, exist_ok=True)
+        self._directory = state / "unsent"
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._cache = BaseCache(database, cache / "base")
         self._reserve = reserve
+        self._journal_limit = journal_limit
+        self._keep_open = keep_open
         self._open: dict[int, Content] = {}
         self._idle: OrderedDict[int, Content] = OrderedDict()
-        self._unsettled: dict[int, tuple[Content, Layer]] = {}
+        self._unsettled: dict[int, tuple[Node, Layer]] = {}
+        """Layers of which the journal knows more than the database. Keeps their nodes, whose size is unsettled too."""
+        self._doomed: list[tuple[int, Path]] = []
+        """Files to be deleted once so many commits are durable."""
+        self._new_names: set[Path] = {state, self._directory}
+        """Directories with names that may not be on the disk yet."""
+        self._unsettled_since = float("inf")
+        """Clock (monotonic) of the oldest record that is not settled."""
+        self._inherited = False
+        """The journal has records of an earlier process. They are settled soon: if that one died between a write and its
+        record, a checksum is wrong, which after a loss of power would count against what came later."""
         self.unsent_bytes = 0
-        self.cached_bytes = 0
-        self._unsent_present: dict[int, int] = {}
+
+    @property
+    def cached_bytes(self) -> int:
+        return self._cache.bytes
 
     # -- opening and closing ------------------------------------------------------------------------------------------
 
@@ -220,162 +108,182 @@ class ContentStore:
         return self._open.get(ino)
 
     def release(self, content: Content) -> None:
-        """Gives one `open` back. Descriptors are closed later, when they are many."""
+        """Gives one `open` back. Descriptors are closed later, when they are many. Raises nothing."""
         content.users -= 1
-        if content.users == 0:
+        if content.users == 0 and self._open.get(content.node.ino) is content:
+            self._cache.used(content)
             self._idle[content.node.ino] = content
-            while len(self._idle) > OPEN_FILES:
+            while len(self._idle) > self._keep_open:
                 _, oldest = self._idle.popitem(last=False)
-                self._close(oldest)
+                self._unload(oldest)
 
     def _load(self, node: Node) -> Content:
-        rows = self._database.connection.execute(
-            "SELECT id, size, floor, mtime_ns, extents FROM layers WHERE ino = ? ORDER BY id", (node.ino,)
-        ).fetchall()
-        layers = []
-        for id, size, floor, mtime_ns, packed in rows:
-            unsettled = self._unsettled.get(id)
-            layers.append(unsettled[1] if unsettled else Layer(id, size, floor, mtime_ns, Extents.unpack(packed)))
-        base_size = (node.base_size or 0) if node.base_version is not None else 0
-        content = Content(node, layers, Extents(), base_size)
-        row = self._database.connection.execute(
-            "SELECT version, size, extents FROM cached WHERE ino = ?", (node.ino,)
-        ).fetchone()
-        path = self._base_path(node.ino)
-        fresh = row is not None and row[0] == node.base_version and row[1] == base_size
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        if node.base_version is not None and base_size:
-            if fresh:
-                try:
-                    content.base_fd = os.open(path, flags & ~os.O_CREAT)
-                    content.present = Extents.unpack(row[2])
-                except FileNotFoundError:
-                    fresh = False
-            if not fresh:
-                content.base_fd = os.open(path, flags | os.O_TRUNC, 0o600)
-                self.cached_bytes -= sum(stop - start for start, stop in Extents.unpack(row[2])) if row else 0
-        for layer in layers:
-            if layer.fd < 0:
-                layer.fd = os.open(self._layer_path(layer.id), flags, 0o600)
+        layers = self._load_layers(node.ino)
+        content = self._cache.load(node)
+        content.layers = layers
         return content
 
-    def _close(self, content: Content) -> None:
-        self.save_present(content)
-        self._open.pop(content.node.ino, None)
-        for layer in content.layers:
-            if not layer.settled:
-                self._settle(content, layer)
-            os.close(layer.fd)
-            layer.fd = -1
-        if content.base_fd >= 0:
-            os.close(content.base_fd)
-            content.base_fd = -1
+    def _load_layers(self, ino: int) -> list[Layer]:
+        layers: list[Layer] = []
+        try:
+            for row in self._layer_rows("WHERE ino = ? ORDER BY id", (ino,)):
+                known = self._unsettled.get(row[0])
+                layer = known[1] if known else _layer_of(row)
+                layers.append(layer)
+                self._open_layer(layer)
+        except OSError:
+            _close_layers(layers)
+            raise
+        return layers
+
+    def _layer_rows(self, where: str, parameters: Iterable[object]) -> list[tuple[int, int, int, int | None, int, bytes]]:
+        return self._database.connection.execute(
+            f"SELECT id, ino, size, floor, mtime_ns, extents FROM layers {where}", tuple(parameters)
+        ).fetchall()
+
+    def _open_layer(self, layer: Layer) -> None:
+        """Opens the data file, and finds out what of it is no longer there."""
+        path = self._layer_path(layer.id)
+        try:
+            layer.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            if layer.extents:
+                layer.lost = layer.extents.copy()
+                return
+            layer.fd = open_new(path, self._new_names.add)
+        length = os.fstat(layer.fd).st_size
+        if length < layer.extents.stop:
+            layer.lost = Extents(layer.extents.within(length, layer.extents.stop))
+
+    def _unload(self, content: Content) -> None:
+        del self._open[content.node.ino]
+        self._cache.unload(content)
+        _close_layers(content.layers)
 
     # -- the base -----------------------------------------------------------------------------------------------------
 
-    def set_base(self, content: Content, version: str | None, size: int) -> None:
-        """The base is another one from now on, of which nothing is here. For a node whose content was never looked at."""
-        self.drop_base(content)
-        content.base_size = size
-        if version is not None and size and content.base_fd < 0:
-            content.base_fd = os.open(
-                self._base_path(content.node.ino), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-            )
+    def fill(self, content: Content, start: int) -> Fill:
+        """A way for fetched bytes of the base from `start` on, closed by the caller. Raises OSError."""
+        return self._cache.fill(content, start)
 
-    def fetched(self, content: Content, start: int, stop: int) -> None:
-        """Notes that [start, stop) of the base has been written to `base_fd`."""
-        before = content.present.total if content.present else 0
-        content.present.add(start, stop)
-        self.cached_bytes += content.present.total - before
-        content.fetched_unsaved = True
+    def verify_later(self, content: Content, ranges: Iterable[tuple[int, int]]) -> Callable[[], Callable[[], None]] | None:
+        """What is left of an earlier process in these ranges must be verified before its first use: a call for a thread that
+        does it, and whose result is to be called on the loop. None: nothing is. To be called once. Raises OSError."""
+        verify = self._cache.verify_later(content, ranges)
+        if verify is None:
+            return None
+        generation = content.generation
+        return lambda: partial(self._cache.verified, content, verify(), generation)
 
     def save_present(self, content: Content) -> None:
         """Puts what is present of the base into the database; losing this costs a download."""
-        if not content.fetched_unsaved or content.node.base_version is None:
-            return
-        content.fetched_unsaved = False
-        self._database.connection.execute(
-            "INSERT OR REPLACE INTO cached VALUES (?, ?, ?, ?, ?)",
-            (content.node.ino, content.node.base_version, content.base_size, content.present.pack(), content.used_at),
-        )
+        self._cache.save([content])
 
     def save_all_present(self) -> None:
         """`save_present` for everything that is loaded."""
-        for content in self._open.values():
-            self.save_present(content)
+        self._cache.save(self._open.values())
 
-    def drop_base(self, content: Content) -> None:
-        """Gives the cached bytes of the base up."""
-        self.cached_bytes -= content.present.total
-        content.present.clear()
-        content.fetched_unsaved = False
-        self._database.connection.execute("DELETE FROM cached WHERE ino = ?", (content.node.ino,))
-        if content.base_fd >= 0:
-            os.ftruncate(content.base_fd, 0)
+    def evict(self, node: Node) -> int:
+        """Gives up the cached base of a node that nobody uses; returns the bytes freed. Not below unsent bytes: the remote
+        may not have that version any more, and then nothing could complete them."""
+        if node.unsent:
+            return 0
+        content = self._open.get(node.ino)
+        if content is not None:
+            if content.users:
+                return 0
+            self._idle.pop(node.ino, None)
+            self._unload(content)
+        return self._cache.evict(node)
 
     # -- unsent bytes -------------------------------------------------------------------------------------------------
 
     def write(self, content: Content, offset: int, data: bytes, mtime_ns: int) -> None:
         """Takes `data` at `offset`. When it returns, the death of this process loses nothing of it.
 
-        Raises NoSpace, QuotaExceeded or OSError, and then nothing of it counts.
+        Raises NoSpace, QuotaExceeded, OSError or sqlite3.Error, and then nothing of it counts.
         """
         stop = offset + len(data)
-        layer = self._writable_layer(content, mtime_ns)
-        new_bytes = len(data) if stop > layer.extents.stop else len(data) - _overlap(layer.extents, offset, stop)
+        top = self._writable(content)
+        new_bytes = len(data) - (len_in(top.extents, offset, stop) if top else 0)
         if new_bytes:
             self._reserve(new_bytes)
-        written = os.pwrite(layer.fd, data, offset)
-        if written != len(data):
-            _scrub(layer)
-            raise OSError(errno.ENOSPC, "no space for unsent bytes")
-        self._journal.append(RecordKind.WRITE, layer.id, offset, len(data), mtime_ns, google_crc32c.value(data))
-        layer.extents.add(offset, stop)
-        layer.size = max(layer.size, stop)
-        self._changed(content, layer, mtime_ns)
+        layer = top or self._begin_layer(content, mtime_ns)
+        before = [] if new_bytes == len(data) else [
+            (begin, pread(layer.fd, end - begin, begin)) for begin, end in layer.extents.within(offset, stop)
+        ]  # fmt: skip
+        try:
+            _pwrite(layer.fd, data, offset)
+            sequence = self._journal.append(RecordKind.WRITE, layer.id, offset, len(data), mtime_ns, _checksum(data))
+        except OSError:
+            for begin, old in before:
+                _pwrite(layer.fd, old, begin)
+            raise
+        layer.extend(offset, stop)
         self.unsent_bytes += new_bytes
+        self._recorded(content.node, layer, sequence, mtime_ns, mtime_ns)
 
     def truncate(self, content: Content, size: int, mtime_ns: int) -> None:
-        """The file has `size` bytes from now on; what is uncovered later is zeros."""
-        layer = self._writable_layer(content, mtime_ns)
-        self._journal.append(RecordKind.TRUNCATE, layer.id, size, 0, mtime_ns)
+        """The file has `size` bytes from now on; what is uncovered later is zeros. Raises as `write`.
+
+        The data file keeps its length for now: if the power goes, it may have been cut while the record of it is lost.
+        """
+        layer = self._writable(content) or self._begin_layer(content, mtime_ns)
+        sequence = self._journal.append(RecordKind.TRUNCATE, layer.id, size, 0, mtime_ns)
         before = layer.extents.total
-        _cut(layer, size)
-        os.ftruncate(layer.fd, min(size, os.fstat(layer.fd).st_size))
+        layer.resize(size)
         self.unsent_bytes -= before - layer.extents.total
-        self._changed(content, layer, mtime_ns)
+        self._recorded(content.node, layer, sequence, mtime_ns, mtime_ns)
 
-    def _changed(self, content: Content, layer: Layer, mtime_ns: int) -> None:
-        layer.mtime_ns = mtime_ns
-        node = content.node
-        node.size, node.mtime_ns, node.ctime_ns = layer.size, mtime_ns, mtime_ns  # the journal has them
-        if layer.settled:
-            layer.settled = False
-            self._unsettled[layer.id] = (content, layer)
-        if self._journal.size > JOURNAL_LIMIT:
-            self.settle()
+    def touch(self, node: Node, mtime_ns: int) -> None:
+        """A program sets the mtime: what the journal says of earlier writes must not come back after it.
 
-    def _writable_layer(self, content: Content, mtime_ns: int) -> Layer:
-        if content.layers and not content.layers[-1].frozen:
-            return content.layers[-1]
-        with self._database.transaction() as change:
-            layer = self.begin_layer(change.execute, content.node.ino, content.size, mtime_ns)
-            change.update(content.node, unsent=True)
-        self.add_layer(content, layer)
+        To be called before the transaction that sets it in the node's row. Raises OSError.
+        """
+        if not node.unsent or node.is_directory:
+            return
+        content = self.open(node)
+        try:
+            if content.layers:
+                layer = content.layers[-1]
+                sequence = self._journal.append(RecordKind.TOUCH, layer.id, 0, 0, mtime_ns)
+                self._recorded(node, layer, sequence, mtime_ns, node.ctime_ns)
+        finally:
+            self.release(content)
+
+    def _recorded(self, node: Node, layer: Layer, sequence: int, mtime_ns: int, ctime_ns: int) -> None:
+        """The journal has it: memory may say so."""
+        layer.sequence, layer.mtime_ns = sequence, mtime_ns
+        node.size, node.mtime_ns, node.ctime_ns = layer.size, mtime_ns, ctime_ns
+        if not self._unsettled:
+            self._unsettled_since = time.monotonic()
+        self._unsettled[layer.id] = (node, layer)
+
+    def _writable(self, content: Content) -> Layer | None:
+        top = content.layers[-1] if content.layers else None
+        return None if top is None or top.frozen or top.lost is not None else top
+
+    def _begin_layer(self, content: Content, mtime_ns: int) -> Layer:
+        """A new layer on top: row and file, or neither."""
+        fd = LOST
+        try:
+            with self._database.transaction() as change:
+                cursor = change.execute(
+                    "INSERT INTO layers (ino, size, floor, mtime_ns, extents) VALUES (?, ?, NULL, ?, ?)",
+                    (content.node.ino, content.size, mtime_ns, b""),
+                )
+                layer = Layer(int(cursor.lastrowid or 0), content.size, None, mtime_ns, Extents())
+                fd = open_new(self._layer_path(layer.id), self._new_names.add)
+                change.update(content.node, unsent=True)
+        except BaseException:
+            if fd != LOST:
+                os.close(fd)
+            raise
+        layer.fd = fd
+        content.layers.append(layer)
         return layer
 
-    def begin_layer(self, execute: Callable[..., object], ino: int, size: int, mtime_ns: int) -> Layer:
-        """The row of a new layer, inside the caller's transaction; its file is made by `add_layer`."""
-        cursor = execute(
-            "INSERT INTO layers (ino, size, floor, mtime_ns, extents) VALUES (?, ?, NULL, ?, ?)", (ino, size, mtime_ns, b"")
-        )
-        return Layer(int(cursor.lastrowid), size, None, mtime_ns, Extents())  # type: ignore[attr-defined]
-
-    def add_layer(self, content: Content, layer: Layer) -> None:
-        layer.fd = os.open(
-            self._layer_path(layer.id), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
-        content.layers.append(layer)
+    # -- uploads ------------------------------------------------------------------------------------------------------
 
     def freeze(self, content: Content) -> list[Layer]:
         """A snapshot: these layers do not change until they are absorbed or thawed."""
@@ -388,338 +296,275 @@ class ContentStore:
         if content.layers:
             content.layers[-1].frozen = False
 
-    def absorb(self, content: Content, layers: list[Layer], *, size: int) -> None:
-        """`layers` (the oldest ones) have become the base of `size` bytes; their rows are gone already.
-
-        Runs in a thread; nobody fetches meanwhile. Readers go on reading the layers until `finish_absorb`.
-        """
-        if len(layers) == 1 and (not content.present or layers[0].extents.covers(0, size)):
-            return  # the layer's file itself becomes the base
-        if content.base_fd < 0:
-            content.base_fd = os.open(
-                self._base_path(content.node.ino), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-            )
+    def begin_absorb(self, content: Content, layers: list[Layer], *, size: int) -> Absorption:
+        """`layers` (the oldest ones) have become the base of `size` bytes; the transaction before this, without an await in
+        between, has deleted their rows. Then `Absorption.copy` in a thread, then `finish_absorb`: always both."""
+        content.generation += 1  # what is being fetched is of the old base
+        content.absorbing = True
         for layer in layers:
-            if layer.floor is not None:
-                os.ftruncate(content.base_fd, min(layer.floor, os.fstat(content.base_fd).st_size))
-            for start, stop in layer.extents:
-                _copy_range(layer.fd, content.base_fd, start, stop)
-
-    def finish_absorb(self, content: Content, layers: list[Layer], *, size: int) -> None:
-        """The second half of `absorb`, on the loop: the base is what readers see now."""
-        before = content.present.total
-        present, base_stop = content.present.copy(), content.base_size
-        for layer in layers:
-            if layer.floor is not None:
-                present.truncate(layer.floor)
-                base_stop = min(base_stop, layer.floor)
-            if layer.size > base_stop:
-                present.add(base_stop, layer.size)  # data or zeros, both known
-                base_stop = layer.size
-            for start, stop in layer.extents:
-                present.add(start, stop)
-        present.truncate(size)
-        path = self._base_path(content.node.ino)
-        taken = -1
-        if len(layers) == 1 and (not content.present or layers[0].extents.covers(0, size)):
-            try:
-                os.rename(self._layer_path(layers[0].id), path)
-                taken = layers[0].fd
-            except OSError as exc:
-                if exc.errno != errno.EXDEV:
-                    raise
-                present = self._copy_over(content, layers[0], size)
-        for layer in layers:
-            content.layers.remove(layer)
             self._unsettled.pop(layer.id, None)
-            self.unsent_bytes -= layer.extents.total
-            if layer.fd != taken:
-                os.close(layer.fd)
-                self._layer_path(layer.id).unlink(missing_ok=True)
-        if taken >= 0:
-            if content.base_fd >= 0:
-                os.close(content.base_fd)
-            content.base_fd = taken
-        content.base_size = size
-        content.present = present
-        content.fetched_unsaved = True
-        content.stale = False
-        self.cached_bytes += present.total - before
-        if content.base_fd >= 0 and os.fstat(content.base_fd).st_size < size:
-            os.ftruncate(content.base_fd, size)
-        self.save_present(content)
+        return Absorption(
+            content, layers, size, self._cache.path(content.node.ino), self._layer_path,
+            partial(self._database.sync, self._database.commits),
+        )  # fmt: skip
 
-    def _copy_over(self, content: Content, layer: Layer, size: int) -> Extents:
-        """Cache and state are on different file systems: small contents are copied, large ones fetched again if needed."""
-        if content.base_fd >= 0:
-            os.ftruncate(content.base_fd, 0)
+    def finish_absorb(self, absorption: Absorption) -> None:
+        """The base is what readers see now, and the layers are gone. Raises nothing: a base that could not be made is
+        fetched again."""
+        content, before = absorption.content, absorption.content.present.total
+        for layer in absorption.layers:
+            content.layers.remove(layer)
+            self.unsent_bytes -= layer.extents.total
+            self._doom(self._layer_path(layer.id))
+        _close_layers(absorption.layers)
+        content.base_size = absorption.size
+        content.stale = content.absorbing = False
+        if absorption.failure is None:
+            absorption.apply()
+            self._cache.bytes += content.present.total - before
+            self._cache.save([content])
         else:
-            content.base_fd = os.open(
-                self._base_path(content.node.ino), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-            )
-        if size > 8 * COPY_STEP:
-            return Extents()
-        for start, stop in layer.extents:
-            _copy_range(layer.fd, content.base_fd, start, stop)
-        return Extents([(0, size)]) if layer.extents.covers(0, size) else layer.extents.copy()
+            _log.info("cannot keep what was sent; it is fetched when needed", inode=content.node.ino, cause=absorption.failure)
+            self._cache.drop(content)
+        absorption.close()
 
     def discard(self, node: Node) -> None:
-        """Deletes every byte kept for a node whose row is gone. Only when nobody uses it."""
+        """Deletes a node's row and every byte kept for it. Only when nobody uses it. Raises sqlite3.Error: then all stays."""
+        rows = self._layer_rows("WHERE ino = ?", (node.ino,))
+        with self._database.transaction() as change:
+            (cached,) = change.execute("SELECT coalesce(sum(bytes), 0) FROM cached WHERE ino = ?", (node.ino,)).fetchone()
+            change.delete(node)
         content = self._open.pop(node.ino, None)
         self._idle.pop(node.ino, None)
-        if content is None:
-            self._base_path(node.ino).unlink(missing_ok=True)
-            return
-        for layer in content.layers:
-            self._unsettled.pop(layer.id, None)
-            self.unsent_bytes -= layer.extents.total
-            os.close(layer.fd)
-            self._layer_path(layer.id).unlink(missing_ok=True)
-        self.cached_bytes -= content.present.total
-        if content.base_fd >= 0:
-            os.close(content.base_fd)
-        self._base_path(node.ino).unlink(missing_ok=True)
-        content.layers.clear()
-
-    def evict(self, node: Node) -> int:
-        """Gives up the cached base of a node that nobody uses; returns the bytes freed."""
-        content = self._open.get(node.ino)
         if content is not None:
-            if content.users:
-                return 0
-            self._idle.pop(node.ino, None)
-            self._close(content)
-        row = self._database.connection.execute("SELECT extents FROM cached WHERE ino = ?", (node.ino,)).fetchone()
-        freed = Extents.unpack(row[0]).total if row else 0
-        self._database.connection.execute("DELETE FROM cached WHERE ino = ?", (node.ino,))
-        self._base_path(node.ino).unlink(missing_ok=True)
-        self.cached_bytes -= freed
-        return freed
+            cached = content.present.total
+            content.generation += 1
+            if content.base_fd >= 0:
+                os.close(content.base_fd)
+            _close_layers(content.layers)
+        self._cache.bytes -= cached
+        for row in rows:
+            known = self._unsettled.pop(row[0], None)
+            self.unsent_bytes -= (known[1] if known else _layer_of(row)).extents.total
+            self._doom(self._layer_path(row[0]))
+        if node.base_size or cached:
+            self._doom(self._cache.path(node.ino))
 
-    # -- settling and recovery ----------------------------------------------------------------------------------------
-
-    def settle_content(self, content: Content) -> None:
-        """Puts the journal's word on one content into the database."""
-        for layer in content.layers:
-            if not layer.settled:
-                self._settle(content, layer)
-
-    def settle(self) -> None:
-        """Puts everything the journal says into the database, makes that durable, empties the journal."""
-        with self._database.transaction() as change:
-            for content, layer in list(self._unsettled.values()):
-                self._write_row(change.execute, content, layer)
-        for _, layer in self._unsettled.values():
-            layer.settled = True
-        self._unsettled.clear()
-        self._database.checkpoint()
-        self._journal.clear()
-
-    def _settle(self, content: Content, layer: Layer) -> None:
-        with self._database.transaction() as change:
-            self._write_row(change.execute, content, layer)
-        layer.settled = True
-        self._unsettled.pop(layer.id, None)
-
-    def _write_row(self, execute: Callable[..., object], content: Content, layer: Layer) -> None:
-        execute(
-            "UPDATE layers SET size = ?, floor = ?, mtime_ns = ?, extents = ? WHERE id = ?",
-            (layer.size, layer.floor, layer.mtime_ns, layer.extents.pack(), layer.id),
-        )
-        if content.layers and layer is content.layers[-1]:
-            node = content.node
-            execute(
-                "UPDATE nodes SET size = ?, mtime_ns = ?, ctime_ns = ? WHERE ino = ?",
-                (node.size, node.mtime_ns, node.ctime_ns, node.ino),
-            )
-
-    def recover(self, *, power_lost: bool) -> None:
-        """Brings the database to what the journal says and counts what there is. Once, before anything is opened.
-
-        `power_lost`: the machine was restarted since; bytes that were not fsynced are checked before they are believed.
-        """
-        layers: dict[int, Layer] = {}
-        owner: dict[int, int] = {}
-        for id, ino, size, floor, mtime_ns, packed in self._database.connection.execute(
-            "SELECT id, ino, size, floor, mtime_ns, extents FROM layers ORDER BY id"
-        ):
-            layers[id] = Layer(id, size, floor, mtime_ns, Extents.unpack(packed))
-            owner[id] = ino
-        trusted: dict[int, int] = {}
-        records = list(self._journal.records())
-        for index, record in enumerate(records):
-            if record.kind is RecordKind.SYNC:
-                trusted[record.layer] = index
-        touched: set[int] = set()
-        for record in records:
-            layer = layers.get(record.layer)
-            if layer is None or record.kind is RecordKind.SYNC:
-                continue
-            touched.add(layer.id)
-            layer.mtime_ns = record.mtime_ns
-            if record.kind is RecordKind.TRUNCATE:
-                _cut(layer, record.offset)
-            else:
-                layer.extents.add(record.offset, record.offset + record.length)
-                layer.size = max(layer.size, record.offset + record.length)
-        if power_lost:
-            self._distrust(layers, [r for i, r in enumerate(records) if i > trusted.get(r.layer, -1)])
-        with self._database.transaction() as change:
-            for id in touched:
-                layer = layers[id]
-                self._scrub_file(layer)
-                change.execute(
-                    "UPDATE layers SET size = ?, floor = ?, mtime_ns = ?, extents = ? WHERE id = ?",
-                    (layer.size, layer.floor, layer.mtime_ns, layer.extents.pack(), id),
-                )
-            for id in sorted(touched):  # the newest layer's word on size and mtime stands
-                layer, node = layers[id], self._database.get(owner[id])
-                if node is not None:
-                    change.update(node, size=layer.size, mtime_ns=layer.mtime_ns, ctime_ns=layer.mtime_ns)
-        self._database.checkpoint()
-        self._journal.clear()
-        self._delete_strays(set(layers))
-        self.unsent_bytes = sum(layer.extents.total for layer in layers.values())
-        self.cached_bytes = sum(
-            Extents.unpack(packed).total for (packed,) in self._database.connection.execute("SELECT extents FROM cached")
-        )
-
-    def _distrust(self, layers: dict[int, Layer], records: list[object]) -> None:
-        """Takes back what the journal says was written when the bytes on the disk are others."""
-        from nbmountd.disk.journal import Record
-
-        later: dict[int, Extents] = {}
-        for record in reversed(records):
-            assert isinstance(record, Record)
-            layer = layers.get(record.layer)
-            if layer is None or record.kind is not RecordKind.WRITE:
-                continue
-            stop = record.offset + record.length
-            covered = later.setdefault(record.layer, Extents())
-            whole = not covered.within(record.offset, stop)
-            covered.add(record.offset, stop)
-            if not whole:
-                continue  # overwritten since: the later record answers for its bytes, the rest is older and likelier there
-            try:
-                fd = os.open(self._layer_path(layer.id), os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                layer.extents.clear()
-                continue
-            try:
-                data = os.pread(fd, record.length, record.offset)
-            finally:
-                os.close(fd)
-            if google_crc32c.value(data) != record.checksum:
-                layer.extents.remove(record.offset, stop)
-
-    def _scrub_file(self, layer: Layer) -> None:
-        try:
-            layer.fd = os.open(self._layer_path(layer.id), os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return
-        try:
-            _scrub(layer)
-        finally:
-            os.close(layer.fd)
-            layer.fd = -1
-
-    def _delete_strays(self, known: set[int]) -> None:
-        for shard in self._state.iterdir():
-            for path in shard.iterdir():
-                if path.name.isdigit() and int(path.name) not in known:
-                    path.unlink()
+    def _doom(self, path: Path) -> None:
+        self._doomed.append((self._database.commits, path))
 
     # -- durability ---------------------------------------------------------------------------------------------------
 
-    def sync_data(self, content: Content) -> Callable[[], None]:
-        """A call for a thread after which the unsent bytes and all names are on the disk; then call `data_synced`."""
-        fds = [os.dup(layer.fd) for layer in content.layers if layer.fd >= 0]  # an upload may end and close ours meanwhile
+    def syncing(self, content: Content) -> Iterator[Callable[[], None]]:
+        """Calls for a thread, one after the other; after the last, every unsent byte of the content and all names survive a
+        loss of power. Raises OSError, also when an earlier fsync of these bytes failed."""
+        sequence = self._journal.next_sequence
+        layers = [layer for layer in content.layers if layer.fd != LOST]
+        if any(layer.sync_failed for layer in layers):
+            raise OSError(errno.EIO, "the local disk refused these bytes before")
+        fds = [os.dup(layer.fd) for layer in layers]  # an upload may end and close ours meanwhile
+        names, self._new_names = self._new_names, set()
+        commits = self._database.commits
 
-        def sync() -> None:
+        def sync_bytes() -> None:
             try:
                 for fd in fds:
                     os.fdatasync(fd)
-                os.fdatasync(self._database.sync_fd)
+            except OSError:
+                for layer in layers:
+                    layer.sync_failed = True
+                raise
+            for directory in names:
+                sync_directory(directory)
+            self._database.sync(commits)
+
+        try:
+            yield sync_bytes
+            names = set()
+        finally:
+            self._new_names |= names
+            for fd in fds:
+                os.close(fd)
+        for layer in layers:
+            self._journal.append(RecordKind.SYNC, layer.id, sequence, 0, layer.mtime_ns)
+        yield self._journal.sync
+
+    def settling(self, *, now: bool = False) -> Iterator[Callable[[], None]]:
+        """Calls for a thread, one after the other: deletes what is doomed, and brings a journal that is old or long (or any,
+        with `now`) to the disk and into the database.
+
+        May be given up at any point and begun anew. Raises OSError or sqlite3.Error; what is not done is done next time.
+        """
+        if self._doomed:
+            doomed, self._doomed = self._doomed, []
+            try:
+                yield partial(self._bury, doomed)
+                doomed = []
             finally:
-                for fd in fds:
-                    os.close(fd)
+                self._doomed += doomed
+        old = time.monotonic() - self._unsettled_since > SETTLE_EVERY
+        if self._journal.size and (now or old or self._inherited or self._journal.size > self._journal_limit):
+            yield from self._settle_journal()
+            self._inherited = False
 
-        return sync
+    def _bury(self, doomed: list[tuple[int, Path]]) -> None:
+        self._database.sync(max(commits for commits, _ in doomed))
+        for _, path in doomed:
+            path.unlink(missing_ok=True)
 
-    def data_synced(self, layers: list[tuple[int, int]]) -> int:
-        """Notes that the bytes of these (layer, mtime_ns) are on the disk; returns the journal's descriptor to fsync."""
-        for id, mtime_ns in layers:
-            self._journal.append(RecordKind.SYNC, id, 0, 0, mtime_ns)
-        return self._journal.sync_fd
+    def _settle_journal(self) -> Iterator[Callable[[], None]]:
+        begin, began = self._journal.rotate(), time.monotonic()
+        states = [
+            (layer.id, layer.size, layer.floor, layer.mtime_ns, layer.extents.pack()) for _, layer in self._unsettled.values()
+        ]
+        names, self._new_names = self._new_names, set()
+        try:
+            yield partial(self._sync_files, [state[0] for state in states], names)
+            names = set()
+        finally:
+            self._new_names |= names
+        with self._database.transaction() as change:
+            for id, *values in states:
+                change.execute("UPDATE layers SET size = ?, floor = ?, mtime_ns = ?, extents = ? WHERE id = ?", (*values, id))
+            change.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (SETTLED, str(begin)))
+            for node, layer in self._unsettled.values():
+                if layer.sequence < begin:
+                    change.update(node, size=node.size, mtime_ns=node.mtime_ns, ctime_ns=node.ctime_ns)
+        yield partial(self._database.sync, self._database.commits)
+        self._journal.retire()
+        self._unsettled_since = began
+        for id, (_, layer) in list(self._unsettled.items()):
+            if layer.sequence < begin:
+                layer.sequence = -1
+                del self._unsettled[id]
+                if layer.fd != LOST:  # the part of the file that no row and no record claims any more
+                    os.ftruncate(layer.fd, layer.extents.stop)
+
+    def _sync_files(self, layers: list[int], names: set[Path]) -> None:
+        for id in layers:
+            try:
+                fd = os.open(self._layer_path(id), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # sent meanwhile, or lost, which `_open_layer` finds
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+        for directory in names:
+            sync_directory(directory)
 
     def read_later(
         self, content: Content, start: int, size: int, layers: list[Layer] | None = None
     ) -> Callable[[], bytes]:
         """A call for a thread that reads like `Content.read`, with descriptors of its own. Must be called once."""
         parts = [
-            (segment.stop - segment.start, None if segment.fd is None else os.dup(segment.fd), segment.start)
-            for segment in content.segments(start, start + size, layers)
+            (segment.stop - segment.start, segment.start, segment.fd if segment.fd in (None, LOST) else os.dup(segment.fd))
+            for segment in content.readable(start, start + size, layers)
         ]
 
         def read() -> bytes:
             try:
-                return b"".join(bytes(n) if fd is None else _pread(fd, n, at, 0) for n, fd, at in parts)
+                return b"".join(bytes(count) if fd is None else pread(fd, count, at) for count, at, fd in parts)
             finally:
-                for _, fd, _ in parts:
-                    if fd is not None:
+                for _, _, fd in parts:
+                    if fd is not None and fd != LOST:
                         os.close(fd)
 
         return read
 
+    # -- start and end ------------------------------------------------------------------------------------------------
+
+    def recover(self, *, power_lost: bool, boot_id: str = "") -> None:
+        """Brings memory and database to what the journal says, and counts what there is. Once, before anything is opened.
+
+        `power_lost`: the machine was restarted since; bytes that were not fsynced are checked before they are believed.
+        `boot_id` is remembered with the result. Raises OSError, sqlite3.Error.
+        """
+        layers = {row[0]: (row[1], _layer_of(row)) for row in self._layer_rows("ORDER BY id", ())}
+        replay = Replay(self._database, self._journal, layers, self._layer_path)
+        replay.run(power_lost=power_lost)
+        if power_lost:
+            self._sync_files(list(replay.touched), set())
+        with self._database.transaction() as change:
+            replay.write_nodes(change)
+            if power_lost:
+                replay.write_layers(change)
+            if boot_id:
+                change.execute("INSERT OR REPLACE INTO meta VALUES ('boot_id', ?)", (boot_id,))
+        if power_lost:
+            self._database.sync(self._database.commits)
+            self._journal.rotate()
+            self._journal.retire()
+        else:
+            self._unsettled = replay.unsettled()
+            self._inherited = self._journal.size > 0
+        self._delete_strays(layers)
+        self.unsent_bytes = sum(layer.extents.total for _, layer in layers.values())
+        self._cache.recount()
+
+    def _delete_strays(self, known: Iterable[int]) -> None:
+        known = set(known)
+        strays = [
+            path for shard in self._directory.iterdir() for path in shard.iterdir()
+            if path.name.isdigit() and int(path.name) not in known
+        ]  # fmt: skip
+        if strays:
+            self._database.sync(self._database.commits)  # the absence of their rows
+        for path in strays:
+            path.unlink()
+
+    def recount(self) -> tuple[int, int]:
+        """What `unsent_bytes` and `cached_bytes` must be, counted anew. Slow: for tests and doctors."""
+        loaded = {layer.id: layer for content in self._open.values() for layer in content.layers}
+        loaded |= {id: layer for id, (_, layer) in self._unsettled.items()}
+        unsent = sum(loaded.get(row[0], _layer_of(row)).extents.total for row in self._layer_rows("", ()))
+        cached = sum(content.present.total for content in self._open.values())
+        for ino, count in self._database.connection.execute("SELECT ino, bytes FROM cached"):
+            cached += 0 if ino in self._open else count
+        return unsent, cached
+
     def close(self) -> None:
-        """Settles and closes everything."""
+        """Brings everything to the disk as far as it lets us, and closes it. What is not settled stays in the journal."""
+        self.save_all_present()
+        try:
+            for call in self.settling(now=True):
+                call()
+        except (OSError, sqlite3.Error) as exc:
+            _log.info("what is left is settled at the next start", cause=exc)
         for content in list(self._open.values()):
-            self.save_present(content)
-        self.settle()
-        for content in list(self._open.values()):
-            self._close(content)
+            self._unload(content)
         self._idle.clear()
 
     def _layer_path(self, id: int) -> Path:
-        return self._state / f"{id % 256:02x}" / str(id)
-
-    def _base_path(self, ino: int) -> Path:
-        return self._cache / f"{ino % 256:02x}" / str(ino)
+        return self._directory / f"{id % 256:02x}" / str(id)
 
 
-def _overlap(extents: Extents, start: int, stop: int) -> int:
-    return sum(end - begin for begin, end in extents.within(start, stop))
+def _layer_of(row: tuple[int, int, int, int | None, int, bytes]) -> Layer:
+    id, _, size, floor, mtime_ns, packed = row
+    try:
+        return Layer(id, size, floor, mtime_ns, Extents.unpack(packed))
+    except ValueError:  # nobody knows what is in its file: reading it is an error, never zeros
+        layer = Layer(id, size, floor, mtime_ns, Extents([(0, size)]))
+        layer.lost = layer.extents.copy()
+        return layer
 
 
-def _cut(layer: Layer, size: int) -> None:
-    if size < layer.size:
-        layer.extents.truncate(size)
-        layer.floor = size if layer.floor is None else min(layer.floor, size)
-    layer.size = size
+def _close_layers(layers: Iterable[Layer]) -> None:
+    for layer in layers:
+        if layer.fd != LOST:
+            os.close(layer.fd)
+            layer.fd = LOST
 
 
-def _scrub(layer: Layer) -> None:
-    """Zeros what a write left behind that was never acknowledged, so that a hole of the layer reads as zeros."""
-    os.ftruncate(layer.fd, min(layer.extents.stop, os.fstat(layer.fd).st_size))
-    for start, stop in layer.extents.gaps(0, layer.extents.stop):
-        while start < stop:
-            try:
-                start = os.lseek(layer.fd, start, os.SEEK_DATA)
-            except OSError:  # ENXIO: only holes from here on
-                break
-            if start < stop:
-                start += os.pwrite(layer.fd, bytes(min(COPY_STEP, stop - start)), start)
+def _checksum(data: bytes) -> int:
+    return int(google_crc32c.value(bytes(data)))
 
 
-def _copy_range(source: int, target: int, start: int, stop: int) -> None:
-    while start < stop:
-        try:
-            count = os.copy_file_range(source, target, min(COPY_STEP, stop - start), start, start)
-        except OSError as exc:
-            if exc.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-            count = os.pwrite(target, os.pread(source, min(COPY_STEP, stop - start), start), start)
+def _pwrite(fd: int, data: bytes, offset: int) -> None:
+    """All of it. Raises OSError."""
+    written = os.pwrite(fd, data, offset)
+    while written < len(data):
+        count = os.pwrite(fd, memoryview(data)[written:], offset + written)
         if count == 0:
-            os.pwrite(target, bytes(min(COPY_STEP, stop - start)), start)  # beyond the source's end: zeros
-            count = min(COPY_STEP, stop - start)
-        start += count
+            raise OSError(errno.ENOSPC, "no space for unsent bytes")
+        written += count

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -26,7 +27,10 @@ from cachetools import LRUCache
 from nbmountd.errors import StateError
 from nbmountd.model import ROOT_INODE, Kind
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+LOCK_TIMEOUT = 5.0
+"""Seconds that a worker waits for its predecessor, which may still be dying, to let go of the database."""
 
 RESIDENT_NODES = 20_000
 """Nodes kept in memory though nothing refers to them; about 1 KiB each. A guess: two large directories."""
@@ -62,8 +66,9 @@ CREATE TABLE layers (
     mtime_ns INTEGER NOT NULL, extents BLOB NOT NULL
 );
 CREATE INDEX layers_by_node ON layers (ino);
-CREATE TABLE cached (
-    ino INTEGER PRIMARY KEY, version TEXT NOT NULL, size INTEGER NOT NULL, extents BLOB NOT NULL, used_at REAL NOT NULL
+CREATE TABLE cached (  -- bytes: the total of extents
+    ino INTEGER PRIMARY KEY, version TEXT NOT NULL, size INTEGER NOT NULL, bytes INTEGER NOT NULL, extents BLOB NOT NULL,
+    sums BLOB NOT NULL, used_at REAL NOT NULL
 );
 CREATE TABLE work (  -- what is remembered of a node's unsent work beyond its state
     ino INTEGER PRIMARY KEY, parked INTEGER NOT NULL DEFAULT 0, error TEXT NOT NULL DEFAULT '', at REAL NOT NULL DEFAULT 0,
@@ -74,6 +79,16 @@ CREATE TABLE conflicts (
     local_size INTEGER, local_mtime_ns INTEGER, remote_size INTEGER, remote_mtime_ns INTEGER
 );
 """
+
+_MIGRATIONS = {
+    # 1 knew no checksums of cached bytes: they are fetched again.
+    1: "DROP TABLE cached;\n" + _SCHEMA[_SCHEMA.index("CREATE TABLE cached") : _SCHEMA.index("CREATE TABLE work")],
+}
+"""Schema version -> statements that make the next one of it. A version that was released keeps its row for ever."""
+
+
+class UnreadableDatabaseError(StateError):
+    """The file is there and is no database, or a damaged one. What it held can only be quarantined."""
 
 
 @dataclass(eq=False)
@@ -138,6 +153,13 @@ _DEFAULTS: dict[str, Any] = {
     "base_mtime_ns": None, "unsent": False, "unsent_attributes": 0, "writable": True, "local_only": False,
     "listed": False, "changed_at": 0.0, "link_of": None,
 }  # fmt: skip
+
+
+def is_damage(exc: BaseException) -> bool:
+    """Whether SQLite says that the file itself is wrong; all else may pass. (Python 3.10 gives the text only.)"""
+    return isinstance(exc, sqlite3.DatabaseError) and any(
+        sign in str(exc) for sign in ("not a database", "malformed", "unsupported file format", "corrupt")
+    )
 
 
 def _to_column(name: str, value: Any) -> Any:
@@ -205,11 +227,17 @@ class Database:
     """The open database of one mount. Used from the loop's thread only; every call is short. Closed with `close`."""
 
     def __init__(self, path: Path) -> None:
-        """Opens or makes it. Raises StateError when it is locked by another daemon or cannot be read."""
+        """Opens or makes it. Raises StateError when it is locked by another daemon, of a newer version or cannot be opened,
+        UnreadableDatabaseError when it is damaged."""
         self._known: WeakValueDictionary[int, Node] = WeakValueDictionary()
         self._recent: LRUCache[int, Node] = LRUCache(RESIDENT_NODES)
+        self._commits = self._synced = 0
+        self._sync_lock = threading.Lock()
         try:
-            self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
+            self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=LOCK_TIMEOUT)
+        except sqlite3.Error as exc:
+            raise StateError(f"{path} cannot be opened: {exc}") from exc
+        try:
             self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             self.connection.execute("PRAGMA journal_mode = WAL")
             self.connection.execute("PRAGMA synchronous = NORMAL")
@@ -218,30 +246,63 @@ class Database:
             self.connection.execute("BEGIN IMMEDIATE")  # takes the lock now, not at the first change
             self._migrate()
             self.connection.execute("COMMIT")
-        except sqlite3.OperationalError as exc:
-            if "locked" in str(exc):
+            self._wal_fd = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+        except BaseException as exc:
+            self.connection.close()
+            if isinstance(exc, sqlite3.OperationalError) and "locked" in str(exc):
                 raise StateError(f"{path} is in use by another nbmountd") from exc
-            raise StateError(f"{path} cannot be opened: {exc}") from exc
-        except sqlite3.DatabaseError as exc:
-            raise StateError(f"{path} is not a database of nbmountd: {exc}") from exc
-        self._wal_fd = os.open(f"{path}-wal", os.O_RDONLY)
+            if is_damage(exc):
+                raise UnreadableDatabaseError(f"{path} is damaged: {exc}") from exc
+            if isinstance(exc, (sqlite3.Error, OSError)):
+                raise StateError(f"{path} cannot be opened: {exc}") from exc
+            raise
 
     def _migrate(self) -> None:
         (version,) = self.connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION:
             raise StateError(f"the state directory was written by a newer nbmountd (schema {version})")
         if version == 0:
-            for statement in _SCHEMA.split(";\n"):
-                if statement.strip():
-                    self.connection.execute(statement)
+            self._run(_SCHEMA)
+            root = {"kind": Kind.DIRECTORY, "mode": 0o755, "parent": 1, "base_parent": 1}
             self.connection.execute(
                 _INSERT.replace("INSERT INTO nodes (", "INSERT INTO nodes (ino, ").replace("VALUES (", "VALUES (1, "),
                 [
-                    _to_column(name, (_DEFAULTS | {"kind": Kind.DIRECTORY, "parent": 1, "base_parent": 1})[name])
+                    _to_column(name, (_DEFAULTS | root)[name])
                     for name in _COLUMNS[1:]
                 ],
             )
-            self.connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        else:
+            for older in range(version, SCHEMA_VERSION):
+                self._run(_MIGRATIONS[older])
+        self.connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _run(self, statements: str) -> None:
+        """Not `executescript`, which would end our transaction."""
+        for statement in statements.split(";\n"):
+            if statement.strip():
+                self.connection.execute(statement)
+
+    def check(self) -> None:
+        """Reads all of it. Raises UnreadableDatabaseError when something does not fit; takes 1 s for 200 MB."""
+        try:
+            (answer,) = self.connection.execute("PRAGMA quick_check(1)").fetchone()
+        except sqlite3.DatabaseError as exc:
+            answer = str(exc)
+        if answer != "ok":
+            raise UnreadableDatabaseError(f"the database is damaged: {answer}")
+
+    @property
+    def commits(self) -> int:
+        """Transactions committed by this process; for `sync`."""
+        return self._commits
+
+    def sync(self, commits: int) -> None:
+        """Returns when the first so many commits survive loss of power. In a thread; who comes together shares one fsync."""
+        with self._sync_lock:
+            if self._synced < commits:
+                reached = self._commits
+                os.fdatasync(self._wal_fd)
+                self._synced = reached
 
     @property
     def sync_fd(self) -> int:
@@ -260,6 +321,7 @@ class Database:
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
             raise
+        self._commits += 1
         transaction._apply()
 
     def remember(self, node: Node) -> None:

@@ -1,17 +1,20 @@
 """An append-only log of writes and truncations of layers, so that `write` needs no SQLite transaction.
 
-A record is appended after the bytes are in the layer's file and before the program gets its answer; a process that dies
-in between leaves bytes that no record mentions, so a hole is never taken for data. Extents move into the database when a
-layer is settled; the journal is emptied once the database is durable. Replaying records that the database knows already
-changes nothing: a layer's whole sequence leads to the same extents from any of its own later states.
+It knows no bytes of files and no database. A record is appended after the bytes are in the layer's file and before the
+program gets its answer; a process that dies in between leaves bytes that no record mentions, so a hole is never taken for
+data. Each record has a number, its sequence. The journal is a chain of files `journal.<sequence of the first record>`: to
+let go of the oldest records a new file is begun (`rotate`), what the older ones say is made durable elsewhere, and they are
+deleted (`retire`). Replaying records that the database knows already changes nothing: a layer's records lead to the same
+extents from any of its own later states.
 
-After loss of power a record may be on the disk without its bytes: then (and only then) records after the layer's last
-SYNC are believed only if the bytes still have their checksum.
+A torn record at the end of a file is where a process or the machine died in `append`, and is left out. An unreadable record
+in the middle is damage: it is reported as None, and what stands behind it is read all the same.
 """
 
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import struct
 import zlib
@@ -23,14 +26,21 @@ _RECORD = struct.Struct("<IB3xQQQqI4x")  # crc32 of the rest, kind, layer, offse
 
 
 class RecordKind(enum.IntEnum):
+    """What happened to a layer. Stored: numbers never change."""
+
     WRITE = 1
     TRUNCATE = 2
     """`offset` is the new size."""
     SYNC = 3
-    """All earlier bytes of the layer are on the disk."""
+    """What the records of the layer with sequences below `offset` say is on the disk, bytes and all."""
+    TOUCH = 4
+    """Only `mtime_ns` moved."""
 
 
-@dataclass(frozen=True)
+_KINDS = frozenset(RecordKind)
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     kind: RecordKind
     layer: int
@@ -39,52 +49,119 @@ class Record:
     mtime_ns: int
     checksum: int
 
+    @property
+    def stop(self) -> int:
+        return self.offset + self.length
+
 
 class Journal:
-    """The open journal of one mount. Closed with `close`."""
+    """The open journal of one mount. Appended to on the loop only. Closed with `close`."""
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._size = os.fstat(self._fd).st_size
+        """Opens or makes the chain of files whose names begin with `path`. Raises OSError."""
+        self._path = path
+        self._starts = sorted(
+            int(other.suffix[1:]) for other in path.parent.glob(f"{path.name}.*") if other.suffix[1:].isdigit()
+        )
+        self._older = sum(self._file(start).stat().st_size for start in self._starts[:-1])
+        if not self._starts:
+            self._starts = [0]
+        self._fd = self._open(self._starts[-1])
+        self._end = os.fstat(self._fd).st_size
+        if self._end % _RECORD.size:  # torn: never written behind, so that the place of a record tells its sequence
+            os.ftruncate(self._fd, self._end - self._end % _RECORD.size)
+            self._end -= self._end % _RECORD.size
 
     @property
     def size(self) -> int:
-        """Bytes in the file; what a restart has to read."""
-        return self._size
+        """Bytes in all files; what a restart has to read."""
+        return self._older + self._end
 
     @property
-    def sync_fd(self) -> int:
-        return self._fd
+    def next_sequence(self) -> int:
+        """The sequence of the record that is appended next."""
+        return self._starts[-1] + self._end // _RECORD.size
 
-    def append(self, kind: RecordKind, layer: int, offset: int, length: int, mtime_ns: int, checksum: int = 0) -> None:
-        """Writes one record. Raises OSError (ENOSPC) with nothing recorded."""
+    def append(self, kind: RecordKind, layer: int, offset: int, length: int, mtime_ns: int, checksum: int = 0) -> int:
+        """Writes one record and returns its sequence. Raises OSError with nothing recorded."""
         record = bytearray(_RECORD.pack(0, kind, layer, offset, length, mtime_ns, checksum))
         struct.pack_into("<I", record, 0, zlib.crc32(memoryview(record)[4:]))
-        written = os.write(self._fd, record)
-        if written != len(record):  # a full disk can cut it; the torn tail must not hide later records
-            os.ftruncate(self._fd, self._size)
-            raise OSError(28, "no space for the journal")
-        self._size += written
+        # At an offset instead of O_APPEND: what a full disk cut is overwritten by the next record, and hides none.
+        if os.pwrite(self._fd, record, self._end) != len(record):
+            raise OSError(errno.ENOSPC, "no space for the journal")
+        sequence = self.next_sequence
+        self._end += len(record)
+        return sequence
 
-    def records(self) -> Iterator[Record]:
-        """Every whole record from the start; stops at the first torn one (the end of what was written before a crash)."""
-        offset = 0
-        while True:
-            chunk = os.pread(self._fd, _RECORD.size * 4096, offset)
-            for at in range(0, len(chunk) - _RECORD.size + 1, _RECORD.size):
-                raw = chunk[at : at + _RECORD.size]
-                crc, kind, layer, start, length, mtime_ns, checksum = _RECORD.unpack(raw)
-                if crc != zlib.crc32(raw[4:]) or kind not in RecordKind.__members__.values():
-                    return
-                yield Record(RecordKind(kind), layer, start, length, mtime_ns, checksum)
-            if len(chunk) < _RECORD.size:
-                return
-            offset += len(chunk) - len(chunk) % _RECORD.size
+    def records(self) -> Iterator[tuple[int, Record | None]]:
+        """Every record with its sequence, oldest first; None for one that cannot be read."""
+        for start in self._starts:
+            raw = self._file(start).read_bytes()
+            for number in range(len(raw) // _RECORD.size):
+                yield start + number, _decode(raw, number * _RECORD.size)
 
-    def clear(self) -> None:
-        """Empties it. Only after everything it says is durable in the database."""
-        os.ftruncate(self._fd, 0)
-        self._size = 0
+    def rotate(self) -> int:
+        """Begins a new file; returns the sequence of its first record. Raises OSError, and then nothing has changed."""
+        if not self._end:
+            return self._starts[-1]
+        start = self.next_sequence
+        fd = self._open(start)
+        os.close(self._fd)
+        self._older += self._end
+        self._fd, self._end = fd, 0
+        self._starts.append(start)
+        return start
+
+    def skip_to(self, sequence: int) -> None:
+        """Sees to it that the next record has at least this sequence. Raises OSError."""
+        if self.next_sequence < sequence:
+            fd = self._open(sequence)
+            os.close(self._fd)
+            self._older += self._end
+            self._fd, self._end = fd, 0
+            self._starts.append(sequence)
+
+    def retire(self) -> None:
+        """Deletes all files but the newest. Only after everything they say is durable elsewhere."""
+        for start in self._starts[:-1]:
+            self._file(start).unlink(missing_ok=True)
+        del self._starts[:-1]
+        self._older = 0
+
+    def sync(self) -> None:
+        """Returns when every record is on the disk, and the names of the files. In a thread. Raises OSError."""
+        for start in list(self._starts):
+            try:
+                fd = os.open(self._file(start), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # retired meanwhile
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+        sync_directory(self._path.parent)
 
     def close(self) -> None:
         os.close(self._fd)
+
+    def _file(self, start: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.{start}")
+
+    def _open(self, start: int) -> int:
+        return os.open(self._file(start), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _decode(raw: bytes, at: int) -> Record | None:
+    crc, kind, layer, offset, length, mtime_ns, checksum = _RECORD.unpack_from(raw, at)
+    if crc != zlib.crc32(raw[at + 4 : at + _RECORD.size]) or kind not in _KINDS:
+        return None
+    return Record(RecordKind(kind), layer, offset, length, mtime_ns, checksum)
+
+
+def sync_directory(path: Path) -> None:
+    """Returns when the names in a directory are on the disk. In a thread. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,68 +1,71 @@
 """What a listing of the remote means for the nodes of a directory: the remote position compared with base and local.
 
-remote = base: nothing. remote ≠ base, local = base: the remote's is taken. remote ≠ base, local ≠ base: left for the step
-that will send the local change; it is conditional on the base, finds the difference and makes a conflict of it. One plain
-function for a listing, without an await; a changed version of a file becomes a new node, so that an open file, its pages
-in the kernel and its inode number stay with the version that was opened.
+remote = base: nothing. Else `rules.py` says what is to be. What takes the remote's word is done here; what sends ours is
+left for the step, which is conditional on the base, finds the difference and settles it. One plain function for a
+listing, without an await; a changed version of a file becomes a new node, so that an open file, its pages in the kernel
+and its inode number stay with the version that was opened.
 """
 
 from __future__ import annotations
 
 import stat
-import time
 from collections.abc import Iterable
 from typing import Any
 
 from nbmountd.disk.database import Node, Transaction
-from nbmountd.fs.nodes import Nodes
+from nbmountd.fs.nodes import UNSENT_MODE, UNSENT_MTIME, UNSENT_XATTRS, Nodes
+from nbmountd.fs.rules import Here, Outcome, There, decide, what_happened_here
 from nbmountd.model import Entry, Kind
 
 BATCH = 2000
 """Entries adopted in one transaction; about 20 ms on the loop."""
 
 
-def adopt(nodes: Nodes, directory: Node, entries: Iterable[Entry], mark: int) -> None:
-    """Brings the directory's nodes to what a whole listing, begun at `mark`, says."""
+def adopt(nodes: Nodes, directory: Node, entries: Iterable[Entry], mark: int) -> list[int]:
+    """Brings the directory's nodes to what a whole listing, begun at `mark`, says.
+
+    Returns directories that were made on both sides: what the remote has in them is not known yet.
+    """
     database = nodes.database
-    if directory.base_parent is None:
-        return  # removed on the remote while it was listed; the parent's listing decides
+    if directory.base_parent is None or directory.removed:
+        return []  # one side has removed it meanwhile; the parent's listing decides, or the step that removes it
     skip = nodes.touched_since(directory.ino, mark)
     known = {node.base_name: node for node in database.base_children(directory.ino)}
-    changed = not directory.listed
+    changed = False
     fresh: list[Entry] = []
     for entry in entries:
-        if entry.name in skip:
-            known.pop(entry.name, None)
-            continue
         node = known.pop(entry.name, None)
+        if entry.name in skip:
+            continue
         if node is None:
             fresh.append(entry)
         elif node.kind is not entry.kind:
-            _gone(nodes, node)
-            fresh.append(entry)
-        elif node.kind is Kind.FILE and node.base_version != entry.version:
-            _new_version(nodes, node, entry)
+            if _other_kind(nodes, node):
+                fresh.append(entry)
             changed = True
+        elif _is_another_version(nodes, node, entry):
+            changed |= _new_version(nodes, node, entry)
         else:
             _same(nodes, node, entry)
     for name, node in known.items():
         if name not in skip:
             _gone(nodes, node)
             changed = True
+    unknown: list[int] = []
     for start in range(0, len(fresh), BATCH):
         with database.transaction() as change:
             for entry in fresh[start : start + BATCH]:
-                _new(nodes, change, directory, entry)
-        changed = True
+                changed |= _new(nodes, change, directory, entry, unknown)
     values: dict[str, Any] = {}
     if not directory.listed:
         values["listed"] = True
     elif changed:
-        values["mtime_ns"] = time.time_ns()
+        values["mtime_ns"] = nodes.now()[0]
     if values:
         with database.transaction() as change:
             change.update(directory, **values)
         nodes.kernel.attributes_changed(directory.ino)
+    return unknown
 
 
 def base_values(nodes: Nodes, entry: Entry) -> dict[str, Any]:
@@ -94,15 +97,40 @@ def local_values(nodes: Nodes, entry: Entry) -> dict[str, Any]:
     }
 
 
-def _new(nodes: Nodes, change: Transaction, directory: Node, entry: Entry) -> None:
+def here_of(nodes: Nodes, node: Node) -> Here:
+    """What this side did with a node, as the rules want it."""
+    name_taken = (
+        node.removed and node.base_parent is not None and nodes.database.child(node.base_parent, node.base_name) is not None
+    )
+    return what_happened_here(
+        has_base=node.base_parent is not None, removed=node.removed, name_taken=name_taken, in_place=node.in_place,
+        edited=node.unsent,
+    )  # fmt: skip
+
+
+def _is_another_version(nodes: Nodes, node: Node, entry: Entry) -> bool:
+    if node.kind is not Kind.FILE:
+        return False
+    if node.base_version != entry.version:
+        return True
+    if nodes.capabilities.strong_versions:
+        return False
+    return (entry.size is not None and entry.size != node.base_size) or entry.attributes.mtime_ns != node.base_mtime_ns
+
+
+def _new(nodes: Nodes, change: Transaction, directory: Node, entry: Entry, unknown: list[int]) -> bool:
+    """Something that no node has as its base. A name that is in use here is left for the step that will meet it."""
     occupant = nodes.database.child(directory.ino, entry.name)
     base = base_values(nodes, entry) | {"base_parent": directory.ino, "base_name": entry.name}
     if occupant is None:
         change.insert(entry.kind, parent=directory.ino, name=entry.name, **base, **local_values(nodes, entry))
         if directory.listed:  # the kernel may remember that there was no such name
             nodes.kernel.entry_changed(directory.ino, entry.name)
-    elif occupant.is_directory and entry.kind is Kind.DIRECTORY and occupant.base_parent is None:
-        change.update(occupant, **base)  # both sides made the same directory
+        return True
+    if occupant.is_directory and entry.kind is Kind.DIRECTORY and occupant.base_parent is None and not occupant.local_only:
+        change.update(occupant, **base)
+        unknown.append(occupant.ino)
+    return False
 
 
 def _same(nodes: Nodes, node: Node, entry: Entry) -> None:
@@ -112,10 +140,13 @@ def _same(nodes: Nodes, node: Node, entry: Entry) -> None:
     if node.kind is Kind.SYMLINK and entry.attributes.target not in (None, node.target) and not node.unsent_attributes:
         values["target"] = entry.attributes.target
     native = nodes.capabilities
-    if not node.unsent_attributes and entry.attributes.mtime_ns != node.base_mtime_ns:
+    if not node.unsent_attributes and not node.unsent and entry.attributes.mtime_ns != node.base_mtime_ns:
         values["base_mtime_ns"] = entry.attributes.mtime_ns
         if native.native_mtime and entry.attributes.mtime_ns is not None and not node.is_directory:
             values["mtime_ns"] = entry.attributes.mtime_ns
+    xattrs = entry.attributes.xattrs
+    if native.native_xattrs and xattrs is not None and not node.unsent_attributes and dict(xattrs) != dict(node.xattrs):
+        values["xattrs"] = dict(xattrs)
     if native.native_mode and entry.attributes.mode is not None and not node.unsent_attributes:
         mode = local_values(nodes, entry)["mode"]
         if mode != node.mode:
@@ -128,47 +159,71 @@ def _same(nodes: Nodes, node: Node, entry: Entry) -> None:
         nodes.kernel.attributes_changed(node.ino)
 
 
-def _new_version(nodes: Nodes, node: Node, entry: Entry) -> None:
-    """The remote has other bytes now. Unsent local ones stay and will meet the conflict; else a new node takes over."""
-    if node.unsent:
-        return
+def _new_version(nodes: Nodes, node: Node, entry: Entry) -> bool:
+    """The remote has other bytes now. Returns whether something changed here."""
+    outcome = decide(here_of(nodes, node), There.CHANGED)
+    if outcome not in (Outcome.TAKE, Outcome.COME_BACK):
+        return False  # the step that sends ours is conditional on the version it knows, and will find this one
+    assert node.base_parent is not None
     parent, name = node.parent, node.name
-    position = {"parent": parent, "name": name, "base_parent": node.base_parent, "base_name": node.base_name}
+    if parent is None:
+        parent, name = node.base_parent, node.base_name
+    local = local_values(nodes, entry)
+    kept = 0 if outcome is Outcome.COME_BACK else node.unsent_attributes & ~UNSENT_MTIME
+    if kept & UNSENT_MODE or not nodes.capabilities.native_mode:
+        local["mode"] = node.mode
+    if kept & UNSENT_XATTRS or not nodes.capabilities.native_xattrs:
+        local["xattrs"] = node.xattrs
+    base = base_values(nodes, entry) | {"base_parent": node.base_parent, "base_name": node.base_name}
+    changed_at = node.changed_at if kept or not node.in_place else 0.0
     with nodes.database.transaction() as change:
+        if outcome is Outcome.TAKE:
+            nodes.orphan(change, node, parent)
         nodes.detach(change, node, base_parent=None, unsent_attributes=0)
-        local = local_values(nodes, entry)
-        if not nodes.capabilities.native_mode:
-            local["mode"] = node.mode
-            local["xattrs"] = node.xattrs
-        change.insert(entry.kind, **position, **base_values(nodes, entry), **local)
-    content = nodes.store.peek(node.ino)
-    if content is not None and node.base_parent is None:
-        content.stale = True
-    if parent is not None:
-        nodes.kernel.entry_changed(parent, name)
+        change.insert(entry.kind, parent=parent, name=name, unsent_attributes=kept, changed_at=changed_at, **base, **local)
+    _lost_base(nodes, node)
+    nodes.kernel.entry_changed(parent, name)
     nodes.drop_if_unused(node)
+    return True
+
+
+def _other_kind(nodes: Nodes, node: Node) -> bool:
+    """A file is where a directory was, or the like. Returns whether the newcomer may be taken in now."""
+    if here_of(nodes, node) is Here.REPLACED:
+        return False  # the step that replaces it will meet the newcomer
+    _gone(nodes, node)
+    return True
 
 
 def _gone(nodes: Nodes, node: Node) -> bool:
-    """The remote no longer has it. Unsent local bytes win over the removal; returns whether the node stays."""
-    stays = node.unsent and not node.removed
+    """The remote no longer has it. What was edited here, or is above such, stays and is sent anew; returns whether."""
     if node.is_directory:
         for child in nodes.database.base_children(node.ino):
             _gone(nodes, child)
-        stays = not node.removed and any(
-            child.to_send or child.local_only or child.is_directory for child in nodes.database.children(node.ino)
-        )
+        stays = not node.removed and nodes.database.has_children(node.ino)
+    else:
+        stays = decide(here_of(nodes, node), There.GONE) is Outcome.SEND_AS_NEW and not node.removed
     parent, name = node.parent, node.name
     if stays:
+        # The base version stays with a file: its unsent bytes lie above those bytes, as far as they are here.
+        values: dict[str, Any] = {} if node.kind is Kind.FILE else {"base_version": None}
         with nodes.transaction() as change:
-            change.update(node, base_parent=None, base_id=None, **({} if node.unsent else {"base_version": None}))
+            change.update(node, base_parent=None, base_id=None, **values)
+        _lost_base(nodes, node)
         return True
     with nodes.database.transaction() as change:
+        if parent is not None:
+            nodes.orphan(change, node, parent)
         nodes.detach(change, node, base_parent=None)
-    content = nodes.store.peek(node.ino)
-    if content is not None:
-        content.stale = True
+    _lost_base(nodes, node)
     if parent is not None:
         nodes.kernel.entry_changed(parent, name)
     nodes.drop_if_unused(node)
     return False
+
+
+def _lost_base(nodes: Nodes, node: Node) -> None:
+    """What was not fetched of the base can never be fetched now."""
+    content = nodes.store.peek(node.ino)
+    if content is not None and node.base_parent is None:
+        content.stale = True

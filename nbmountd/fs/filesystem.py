@@ -11,9 +11,11 @@ import os
 import stat
 from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import trio
+from cachetools import LRUCache
 
 from nbmountd.disk.budget import Budget
 from nbmountd.disk.content import Content, ContentStore
@@ -39,6 +41,7 @@ from nbmountd.errors import (
 from nbmountd.fs.nodes import UNSENT_MODE, UNSENT_MTIME, UNSENT_XATTRS, Nodes
 from nbmountd.fs.reads import Reads
 from nbmountd.fs.refresh import Refresh
+from nbmountd.fs.repeats import Repeats
 from nbmountd.model import ROOT_INODE, FileState, Kind, Quota
 
 STATE_ATTRIBUTE = "user.nbmountd.state"
@@ -64,6 +67,7 @@ class SetAttributes:
     uid: int | None = None
     gid: int | None = None
     size: int | None = None
+    atime_ns: int | None = None
     mtime_ns: int | None = None
 
 
@@ -71,8 +75,9 @@ class FileSystem:
     """One mounted file system."""
 
     def __init__(
-        self, nodes: Nodes, store: ContentStore, reads: Reads, refresh: Refresh, budget: Budget, *, uid: int, gid: int
-    ) -> None:
+        self, nodes: Nodes, store: ContentStore, reads: Reads, refresh: Refresh, budget: Budget, *, uid: int, gid: int,
+        repeats: Repeats | None = None,
+    ) -> None:  # fmt: skip
         self.nodes = nodes
         self.store = store
         self.reads = reads
@@ -82,8 +87,11 @@ class FileSystem:
         self.gid = gid
         self.quota = Quota()
         self.sync: Sync | None = None
+        self.repeats = Repeats(nodes.database, resumed=False) if repeats is None else repeats
         self.config = nodes.config
         self._snapshots: dict[int, tuple[list[Node], list[int]]] = {}
+        self._atimes: LRUCache[int, int] = LRUCache(10_000)
+        """What programs have set, by inode; not kept over a restart. Reading moves no access time (as with noatime)."""
 
     # -- names --------------------------------------------------------------------------------------------------------
 
@@ -106,13 +114,16 @@ class FileSystem:
         self._snapshots.pop(ino, None)
 
     def read_directory(self, ino: int, after: int, count: int) -> list[Node]:
-        """At most `count` children with inode numbers above `after`, in order. Numbers are places that survive changes."""
-        if after == 0 or ino not in self._snapshots:
+        """The next `count` children with inode numbers above `after`, in order; fewer only at the end.
+
+        Numbers are places that survive changes.
+        """
+        if after <= ROOT_INODE or ino not in self._snapshots:
             children = self.nodes.database.children(ino)
             self._snapshots[ino] = (children, [child.ino for child in children])
         children, numbers = self._snapshots[ino]
-        start = bisect_right(numbers, after)
-        return [child for child in children[start : start + count] if child.parent == ino]
+        remaining = (children[at] for at in range(bisect_right(numbers, after), len(children)))
+        return list(islice((child for child in remaining if child.parent == ino), count))
 
     def close_directory(self, ino: int) -> None:
         self._snapshots.pop(ino, None)
@@ -177,6 +188,7 @@ class FileSystem:
                 changed_at=now, local_only=self.nodes.excluded(directory, name, kind), **values,
             )  # fmt: skip
             change.update(directory, mtime_ns=now_ns, ctime_ns=now_ns)
+            self.repeats.note(change, values.get("link_of") or node.ino)
         return node
 
     async def link(self, ino: int, parent: int, name: str) -> Node:
@@ -186,6 +198,8 @@ class FileSystem:
             raise NotPermitted(name)
         directory = await self._check_free(parent, name)
         self._insert(directory, name, Kind.FILE, node.mode, link_of=ino, unsent=True)
+        with self.nodes.transaction() as change:
+            change.update(node, ctime_ns=self.nodes.now()[0])
         self.nodes.aliases[ino] += 1
         return node
 
@@ -225,6 +239,7 @@ class FileSystem:
         with self.nodes.transaction() as change:
             self.nodes.detach(change, node, changed_at=now, ctime_ns=now_ns)
             change.update(parent, mtime_ns=now_ns, ctime_ns=now_ns)
+            self.repeats.note(change, 0)
         self.nodes.drop_if_unused(node)
 
     async def rename(self, parent: int, name: str, new_parent: int, new_name: str, *, replace: bool, exchange: bool) -> None:
@@ -259,6 +274,7 @@ class FileSystem:
             change.update(old_directory, mtime_ns=now_ns, ctime_ns=now_ns)
             if target_directory is not old_directory:
                 change.update(target_directory, mtime_ns=now_ns, ctime_ns=now_ns)
+            self.repeats.note(change, 0)
         if target is not None:
             self.nodes.drop_if_unused(target)
 
@@ -281,14 +297,19 @@ class FileSystem:
         return local_only
 
     def _exchange(self, one: Node, other: Node) -> None:
-        if one.local_only or other.local_only:
-            raise InvalidArgument("a local-only name cannot be exchanged")
+        here, there = self.nodes.get(one.parent or ROOT_INODE), self.nodes.get(other.parent or ROOT_INODE)
+        one_local = self._local_only_after(one, there, other.name)
+        other_local = self._local_only_after(other, here, one.name)
         now_ns, now = self.nodes.now()
+        moved = {"changed_at": now, "ctime_ns": now_ns}
         with self.nodes.transaction() as change:
             position, name = one.parent, one.name
-            change.update(one, parent=None)
-            change.update(other, parent=position, name=name, changed_at=now, ctime_ns=now_ns)
-            change.update(one, parent=other.parent, name=other.name, changed_at=now, ctime_ns=now_ns)
+            change.update(one, parent=None)  # two nodes never have one name, not even inside a transaction
+            change.update(other, parent=position, name=name, local_only=other_local, **moved)
+            change.update(one, parent=there.ino, name=other.name, local_only=one_local, **moved)
+            for directory in {here.ino: here, there.ino: there}.values():
+                change.update(directory, mtime_ns=now_ns, ctime_ns=now_ns)
+            self.repeats.note(change, 0)
 
     # -- attributes ---------------------------------------------------------------------------------------------------
 
@@ -301,29 +322,33 @@ class FileSystem:
         now_ns, now = self.nodes.now()
         if wanted.size is not None:
             self._truncate(node, wanted.size, now_ns)
+        if wanted.atime_ns is not None:
+            self._atimes[ino] = wanted.atime_ns
         values: dict[str, Any] = {}
         capabilities, unsent = self.nodes.capabilities, node.unsent_attributes
-        if wanted.mode is not None and stat.S_IMODE(wanted.mode) != node.mode:
-            values["mode"] = stat.S_IMODE(wanted.mode)
+        mode = node.mode if wanted.mode is None else stat.S_IMODE(wanted.mode)
+        if wanted.mode is None and wanted.size is None and wanted.mtime_ns is None and not node.is_directory:
+            if wanted.atime_ns is None:  # a chown, even one that names nobody
+                mode = _without_privileges(mode)
+        elif wanted.size is not None and self.uid != 0:
+            mode = _without_privileges(mode)
+        if mode != node.mode:
+            values["mode"] = mode
             unsent |= UNSENT_MODE if capabilities.native_mode else 0
         if wanted.mtime_ns is not None:
-            self._settle(node)
+            self.store.touch(node, wanted.mtime_ns)
             values["mtime_ns"] = wanted.mtime_ns
             unsent |= UNSENT_MTIME if capabilities.native_mtime and not node.is_directory else 0
-        if not values:
-            return node
-        values |= {"ctime_ns": now_ns}
+        values["ctime_ns"] = now_ns
         if unsent != node.unsent_attributes and not node.local_only:
             values |= {"unsent_attributes": unsent, "changed_at": now}
         with self.nodes.transaction() as change:
             change.update(node, **values)
         return node
 
-    def _settle(self, node: Node) -> None:
-        """What the journal says of the mtime must not come back after the one that is set now."""
-        content = self.store.peek(node.ino)
-        if content is not None:
-            self.store.settle_content(content)
+    def atime_ns(self, node: Node) -> int:
+        """When the file was last read, as far as a program has said so."""
+        return int(self._atimes.get(node.ino, node.mtime_ns))
 
     def _truncate(self, node: Node, size: int, now_ns: int) -> None:
         if node.is_directory:
@@ -331,7 +356,12 @@ class FileSystem:
         if node.kind is not Kind.FILE:
             raise InvalidArgument(node.name)
         self._check_file_size(size)
-        if size == node.size:
+        if node.ino in self.nodes.orphans and not self.nodes.opens[node.ino]:
+            raise StaleFile("the name means something else by now")
+        if size == node.size:  # moves the times, which is what `: > stamp` is for
+            self.store.touch(node, now_ns)
+            with self.nodes.transaction() as change:
+                change.update(node, mtime_ns=now_ns, ctime_ns=now_ns)
             return
         content = self.store.open(node)
         try:
@@ -383,6 +413,8 @@ class FileSystem:
         self._check_writable()
         if name.startswith("user.nbmountd."):
             raise NotPermitted(name)
+        if name == "user.":
+            raise InvalidArgument(name)
         if not name.startswith("user."):
             raise NotSupported(name)
 
@@ -391,6 +423,7 @@ class FileSystem:
         unsent = node.unsent_attributes | (UNSENT_XATTRS if self.nodes.capabilities.native_xattrs else 0)
         with self.nodes.transaction() as change:
             change.update(node, xattrs=xattrs, unsent_attributes=unsent, changed_at=now, ctime_ns=now_ns)
+            self.repeats.note(change, 0)
 
     def state(self, node: Node) -> FileState:
         """Where the file's bytes are, in one word."""
@@ -402,8 +435,8 @@ class FileSystem:
                 return state
         if node.to_send:
             return FileState.DIRTY
-        if node.kind is not Kind.FILE or node.size == 0:
-            return FileState.SAFE
+        if node.changed_at or node.kind is not Kind.FILE or node.size == 0:
+            return FileState.SAFE  # it was changed here, and the remote has confirmed it
         content = self.store.open(node)
         try:
             present = content.present.covers(0, content.base_size)
@@ -418,11 +451,13 @@ class FileSystem:
         node = self.nodes.get(ino)
         if node.is_directory:
             raise IsADirectory(node.name)
+        if ino in self.nodes.orphans and not self.nodes.opens[ino]:
+            raise StaleFile("the name means something else by now")  # the kernel looks the name up again and comes back
         if writing or truncate:
             self._check_writable()
             if not node.writable:
                 raise AccessDenied(node.name)
-        if truncate and node.size:
+        if truncate:
             self._truncate(node, 0, self.nodes.now()[0])
         self._opened(node, writing=writing)
         return node
@@ -432,22 +467,41 @@ class FileSystem:
         self.nodes.opens[node.ino] += 1
         if writing:
             self.nodes.writers[node.ino] += 1
+        self.nodes.held.opened(node.ino, writing=writing)
+
+    def take_over(self) -> None:
+        """Counts what an earlier worker left open as open. Once, before the first request."""
+        nodes = self.nodes
+        for ino, readers, writers in nodes.held.take_over():
+            node = nodes.database.get(ino)
+            if node is None or node.kind is not Kind.FILE:
+                nodes.held.drop(ino)
+                continue
+            for _ in range(readers + writers):
+                self.store.open(node)
+            nodes.opens[ino] = readers + writers
+            if writers:
+                nodes.writers[ino] = writers
+        nodes.drop_leftovers()
 
     def adopt_handle(self, ino: int, *, writing: bool) -> None:
-        """A handle that an earlier worker gave out is used here for the first time."""
+        """A handle that an earlier worker gave out, and that was not counted for sure, is used here for the first time."""
         self._opened(self.nodes.get(ino), writing=writing)
 
-    def is_open(self, ino: int) -> bool:
-        return ino in self.nodes.opens
+    def is_open(self, ino: int, *, writing: bool) -> bool:
+        """Whether at least one handle of that sort is counted."""
+        writers = self.nodes.writers[ino]
+        return writers > 0 if writing else self.nodes.opens[ino] > writers
 
     def close_file(self, ino: int, *, writing: bool) -> None:
         """The last descriptor of one `open` is gone."""
         nodes = self.nodes
         content = self.store.peek(ino)
-        if content is None or not nodes.opens[ino]:
+        if content is None or not self.is_open(ino, writing=writing):
             return
+        nodes.held.closed(ino, writing=writing)
         nodes.opens[ino] -= 1
-        if writing and nodes.writers[ino]:
+        if writing:
             nodes.writers[ino] -= 1
             if not nodes.writers[ino]:
                 del nodes.writers[ino]
@@ -481,6 +535,9 @@ class FileSystem:
         self._check_file_size(offset + len(data))
         first = not content.node.unsent or bool(self.nodes.aliases[ino])
         self.store.write(content, offset, data, self.nodes.now()[0])
+        if content.node.mode & (stat.S_ISUID | stat.S_ISGID) and self.uid != 0:  # root may write and keep them
+            with self.nodes.transaction() as change:
+                change.update(content.node, mode=_without_privileges(content.node.mode))
         if first:
             self._changed(content.node)
         return len(data)
@@ -488,6 +545,8 @@ class FileSystem:
     def _changed(self, node: Node) -> None:
         """The content moved: the write-back delay begins again, and whoever sends looks again."""
         node.changed_at = self.nodes.now()[1]
+        if node.ino in self.nodes.orphans:
+            self.nodes.adopt_orphan(node)
         if self.nodes.aliases[node.ino]:
             with self.nodes.database.transaction() as change:
                 for alias in self.nodes.database.aliases(node.ino):
@@ -505,7 +564,7 @@ class FileSystem:
         if content is not None:
             await self.sync_content(content)
         else:
-            await trio.to_thread.run_sync(os.fdatasync, self.nodes.database.sync_fd)
+            await trio.to_thread.run_sync(self.nodes.database.sync, self.nodes.database.commits)
         if self.config.durability != "local":
             await self._wait_until_safe(ino)
 
@@ -513,10 +572,8 @@ class FileSystem:
         """Every byte accepted for the content so far, and its name, survive loss of power."""
         content.users += 1
         try:
-            layers = [(layer.id, layer.mtime_ns) for layer in content.layers]
-            await trio.to_thread.run_sync(self.store.sync_data(content))
-            journal_fd = self.store.data_synced(layers)
-            await trio.to_thread.run_sync(os.fdatasync, journal_fd)
+            for call in self.store.syncing(content):
+                await trio.to_thread.run_sync(call)
         finally:
             self.store.release(content)
 
@@ -548,3 +605,8 @@ class FileSystem:
                     await self.refresh.list_now(child)
                 except RemoteError:
                     continue
+
+
+def _without_privileges(mode: int) -> int:
+    """The mode after a write or a chown: without suid, and without sgid where that means more than locking."""
+    return mode & ~stat.S_ISUID & ~(stat.S_ISGID if mode & stat.S_IXGRP else 0)

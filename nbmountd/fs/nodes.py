@@ -23,6 +23,8 @@ from nbmountd.config import MountConfig
 from nbmountd.disk.content import ContentStore
 from nbmountd.disk.database import Database, Node, Transaction
 from nbmountd.errors import NotADirectory, NotFound, StaleFile
+from nbmountd.fs.conflicts import conflict_name
+from nbmountd.fs.held import Held
 from nbmountd.model import ROOT_INODE, Capabilities, Kind, Place
 
 _ORPHAN = "orphan:"
@@ -54,17 +56,25 @@ class Nodes:
     """The nodes of one mount."""
 
     def __init__(
-        self, config: MountConfig, database: Database, store: ContentStore, kernel: KernelView, *, resumed: bool
+        self,
+        config: MountConfig,
+        database: Database,
+        store: ContentStore,
+        kernel: KernelView,
+        *,
+        held: Held | None = None,
+        clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        """`held`: what the kernel has of the mount already; None for a mount that begins. `clock_ns` is the wall clock."""
+        self._clock_ns = clock_ns
         self.config = config
         self.database = database
         self.store = store
         self.kernel = kernel
         self.capabilities = Capabilities()
-        self._resumed = resumed
-        """The kernel may know numbers that this process never gave out; removed nodes are kept until the mount ends."""
-        self._lookups: Counter[int] = Counter()
+        self.held = Held() if held is None else held
         self.opens: Counter[int] = Counter()
+        """Open handles of an inode; `writers` are those of them that may write."""
         self.writers: Counter[int] = Counter()
         self.aliases: Counter[int] = Counter(database.count_aliases())
         """How many further names (hard links) a file has."""
@@ -166,7 +176,7 @@ class Nodes:
 
     def now(self) -> tuple[int, float]:
         """(nanoseconds, seconds) since 1970, for mtimes and for `changed_at`."""
-        now_ns = time.time_ns()
+        now_ns = self._clock_ns()
         return now_ns, now_ns / 1e9
 
     def owner(self, node: Node) -> Node:
@@ -189,7 +199,9 @@ class Nodes:
         taken: dict[str, Any] = {}
         if "base_parent" in values and alias.base_parent is not None and not alias.unsent:  # the same bytes are there
             taken = {key: getattr(alias, key) for key in _BASE}
-            change.execute("UPDATE cached SET version = ? WHERE ino = ?", (alias.base_version, node.ino))
+            change.execute(
+                "UPDATE cached SET version = ? WHERE ino = ? AND version = ?", (alias.base_version, node.ino, node.base_version)
+            )
             change.update(alias, base_parent=None)
         change.update(alias, parent=None)
         change.update(node, **(values | {"parent": alias.parent, "name": alias.name} | taken))
@@ -199,7 +211,7 @@ class Nodes:
     def orphan(self, change: Transaction, node: Node, directory: int) -> None:
         """The name of an open file means something else on the remote now, or nothing. If it is written to after all,
         `adopt_orphan` gives it a name again; until then it is as an unlinked file."""
-        if node.kind is not Kind.FILE or node.link_of is not None or not (self.opens[node.ino] or self._resumed):
+        if node.kind is not Kind.FILE or node.link_of is not None or not self.may_be_open(node.ino):
             return
         self.orphans[node.ino] = directory
         change.execute(
@@ -218,7 +230,9 @@ class Nodes:
         if other is not None:
             name = conflict_name(node.name, datetime.datetime.now(), self.name_is_taken(directory.ino))
         with self.transaction() as change:
-            change.update(node, parent=directory.ino, name=name, base_parent=None, base_id=None, changed_at=now, ctime_ns=now_ns)
+            change.update(
+                node, parent=directory.ino, name=name, base_parent=None, base_id=None, changed_at=now, ctime_ns=now_ns
+            )
             change.execute("UPDATE work SET token = NULL WHERE ino = ?", (node.ino,))
             if other is not None:
                 self.note_conflict(change, node, other.ino, other.size, other.mtime_ns)
@@ -247,21 +261,22 @@ class Nodes:
 
     def looked_up(self, ino: int, count: int = 1) -> None:
         """The kernel will hear of the number: its lookup count goes up. Call before the answer is sent."""
-        self._lookups[ino] += count
+        self.held.looked_up(ino, count)
 
     def forgotten(self, ino: int, count: int) -> None:
         """The kernel dropped `count` lookups."""
-        left = self._lookups[ino] - count
-        if left > 0:
-            self._lookups[ino] = left
+        if not self.held.forgotten(ino, count):
             return
-        del self._lookups[ino]
         node = self.database.get(ino)
         if node is not None and node.removed:
             self.drop_if_unused(node)
 
     def known_to_kernel(self, ino: int) -> bool:
-        return self._resumed or ino in self._lookups
+        return self.held.is_known(ino)
+
+    def may_be_open(self, ino: int) -> bool:
+        """Whether somebody has the file open, or may have without our knowing for sure."""
+        return bool(self.opens[ino]) or ino == self.held.doubtful
 
     def drop_if_unused(self, node: Node) -> None:
         """Deletes a node that has neither a name, nor a base, nor anybody who holds it, and its bytes."""
@@ -272,18 +287,20 @@ class Nodes:
         content = self.store.peek(node.ino)
         if content is not None and content.users:
             return
-        with self.database.transaction() as change:
-            change.delete(node)
-            change.execute("DELETE FROM conflicts WHERE ino = ?", (node.ino,))
-        self.orphans.pop(node.ino, None)
         self.store.discard(node)
+        self.database.connection.execute("DELETE FROM conflicts WHERE ino = ?", (node.ino,))
+        self.orphans.pop(node.ino, None)
 
     def drop_leftovers(self) -> None:
-        """Deletes what only an earlier kernel connection could have needed. At the start of a fresh mount."""
+        """Deletes what only an earlier kernel connection could have needed. At the start, after open files were taken over."""
         for node in self.database.removed():
             self.drop_if_unused(node)
 
     # -- our own steps against listings -------------------------------------------------------------------------------
+
+    def moment(self) -> int:
+        """Now, on the clock of listings and steps: smaller than the mark of every listing that begins later."""
+        return next(self._clock)
 
     def listing_begins(self) -> int:
         """A mark to be given to `listing_ends` and `touched_since`."""

@@ -1,14 +1,16 @@
 """Brings missing bytes of base versions here: one fetch a gap, shared by all who wait, and ahead of sequential readers.
 
 State: for each content the fetches under way (`Fetch`), and the streams of readers seen (`Stream`). A fetch writes to the
-sparse file in its own thread and reports each piece to the loop; waiters look again after each report. Fetches that a
+sparse file in its own thread and reports to the loop what has come; waiters look again after each report. Fetches that a
 reader waits for and fetches ahead have runners of their own, so that one does not starve the other.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -16,7 +18,15 @@ import trio
 from nbmountd.backends.base import Backend
 from nbmountd.disk.content import Content, ContentStore, Layer
 from nbmountd.disk.extents import Extents
-from nbmountd.errors import NotFound, RemoteError, RemoteNotFound, RemoteTimeout, StaleFile, VersionMismatch
+from nbmountd.errors import (
+    LocalError,
+    RemoteError,
+    RemoteNotFound,
+    RemoteProtocolError,
+    RemoteTimeout,
+    StaleFile,
+    VersionMismatch,
+)
 from nbmountd.fs.nodes import Nodes
 from nbmountd.model import Version
 
@@ -60,6 +70,8 @@ class Activity:
     fetches: list[Fetch] = field(default_factory=list)
     streams: list[Stream] = field(default_factory=list)
     progress: trio.Event = field(default_factory=trio.Event)
+    held: trio.Event | None = None
+    """While not None nothing is fetched; set when that is over."""
 
     def report(self) -> None:
         self.progress.set()
@@ -111,22 +123,38 @@ class Reads:
         await self.ensure(content, start, start + size)
         return await trio.to_thread.run_sync(self._store.read_later(content, start, size))
 
-    async def ensure(self, content: Content, start: int, stop: int, layers: list[Layer] | None = None) -> None:
-        """Returns when nothing of [start, stop) is missing. Errors as `read`."""
+    async def ensure(
+        self, content: Content, start: int, stop: int, layers: list[Layer] | None = None, *, patient: bool = False
+    ) -> None:
+        """Returns when nothing of [start, stop) is missing. Errors as `read`.
+
+        `patient`: the deadline counts from the last byte that came, for somebody who does not keep a program waiting.
+        """
         content.users += 1
         try:
-            with trio.fail_after(self._deadline):
-                await self._ensure(content, start, stop, layers)
-        except trio.TooSlowError:
-            raise RemoteTimeout("the remote did not deliver the bytes in time") from None
+            while True:
+                left = sum(end - begin for begin, end in content.missing(start, stop, layers))
+                with trio.move_on_after(self._deadline):
+                    await self._ensure(content, start, stop, layers)
+                    return
+                if not patient or sum(end - begin for begin, end in content.missing(start, stop, layers)) >= left:
+                    raise RemoteTimeout("the remote did not deliver the bytes in time")
         finally:
             self._store.release(content)
 
     async def _ensure(self, content: Content, start: int, stop: int, layers: list[Layer] | None) -> None:
         while gaps := content.missing(start, stop, layers):
-            if content.stale:
-                raise StaleFile("the remote has another version, and these bytes were never fetched")
+            verify = self._store.verify_later(content, gaps)
+            if verify is not None:
+                verified = await trio.to_thread.run_sync(verify)
+                verified()
+                continue
+            if content.stale or content.node.base_parent is None:
+                raise StaleFile("the remote has another version, or none, and these bytes were never fetched")
             activity = self._activity(content)
+            if activity.held is not None:
+                await activity.held.wait()
+                continue
             waited = [fetch for begin, end in gaps for fetch in self._request(content, begin, end, urgent=True)]
             await activity.progress.wait()
             for fetch in waited:
@@ -135,15 +163,21 @@ class Reads:
                 ):
                     raise fetch.error
 
-    async def settle(self, content: Content) -> None:
-        """Ends the fetches of a content and waits until none writes any more."""
-        activity = self._active.get(content.node.ino)
-        if activity is None:
-            return
-        for fetch in activity.fetches:
-            fetch.scope.cancel()
-        while activity.fetches:
-            await activity.progress.wait()
+    @asynccontextmanager
+    async def held(self, content: Content) -> AsyncIterator[None]:
+        """Inside, nothing of this content is being fetched: those who need something wait until it is over."""
+        activity = self._activity(content)
+        activity.held = released = trio.Event()
+        try:
+            for fetch in activity.fetches:
+                fetch.scope.cancel()
+            while activity.fetches:
+                await activity.progress.wait()
+            yield
+        finally:
+            activity.held = None
+            released.set()
+            activity.report()
 
     def closed(self, content: Content) -> None:
         """Nobody has the file open any longer: what is asked ahead of readers is not needed."""
@@ -153,8 +187,11 @@ class Reads:
             for fetch in activity.fetches:
                 if not fetch.urgent:
                     fetch.scope.cancel()
-            if not activity.fetches:
-                del self._active[content.node.ino]
+            self._forget(content, activity)
+
+    def _forget(self, content: Content, activity: Activity) -> None:
+        if not activity.fetches and not activity.streams and activity.held is None:
+            self._active.pop(content.node.ino, None)
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
@@ -183,7 +220,7 @@ class Reads:
     def _follow(self, content: Content, start: int, stop: int) -> None:
         """Notes a read, and asks ahead of a reader that goes forward: never more than half of what it has read so far
         (all of it, when it began at the start of the file), so that scattered reads cost little more than they ask."""
-        if content.present.covers(0, content.base_size) or content.base_stop == 0:
+        if content.present.covers(0, content.base_size) or content.base_stop == 0 or content.node.base_parent is None:
             return
         streams = self._activity(content).streams
         for stream in streams:
@@ -201,7 +238,7 @@ class Reads:
         target = min(stream.next + min(window, LARGEST_WINDOW), content.base_stop)
         begin = max(stream.ahead, stop)
         enough = target - begin >= min(window, AHEAD_PIECE) // 2 > 0
-        if enough or (window and target == content.base_stop > begin):
+        if (enough or (window and target == content.base_stop > begin)) and self._activity(content).held is None:
             self._request(content, begin, target, urgent=False)
             stream.ahead = target
 
@@ -218,46 +255,50 @@ class Reads:
         try:
             with fetch.scope:
                 await self._fetch(fetch)
-            if fetch.error is None and fetch.filled < fetch.stop:
-                fetch.error = RemoteTimeout("the transfer was ended")
         except VersionMismatch as exc:
             content.stale = True
             fetch.error = StaleFile("the remote has another version, and these bytes were never fetched")
             fetch.error.__cause__ = exc
             self._remote_changed(content)
-        except (RemoteNotFound, NotFound) as exc:
+        except RemoteNotFound as exc:
             fetch.error = exc
             self._remote_changed(content)
-        except (RemoteError, OSError) as exc:
+        except (RemoteError, LocalError, OSError) as exc:
             fetch.error = exc
         finally:
             fetch.done = True
             activity.fetches.remove(fetch)
             activity.report()
+            self._forget(content, activity)
             self._store.release(content)
 
     async def _fetch(self, fetch: Fetch) -> None:
         content = fetch.content
-        fd = content.base_fd
-        token = trio.lowlevel.current_trio_token()
-        at = fetch.start
-
-        def report(upto: int) -> None:
-            self._store.fetched(content, fetch.filled, upto)
-            fetch.filled = max(fetch.filled, upto)
-            self._activity(content).report()
-
-        def sink(piece: memoryview) -> None:
-            nonlocal at
-            done = 0
-            while done < len(piece):
-                done += os.pwrite(fd, piece[done:], at + done)
-            at += len(piece)
-            token.run_sync_soon(report, at)
-
         version = content.node.base_version
         place = self._nodes.place(content.node)
-        await self._backend.read(place, Version(version) if version else None, fetch.start, fetch.stop, sink)
-        report(at)
-        if at != fetch.stop:
-            raise RemoteError(f"{at - fetch.start} bytes came of {fetch.stop - fetch.start}")
+        token = trio.lowlevel.current_trio_token()
+        activity = self._activity(content)
+        fill = self._store.fill(content, fetch.start)
+        lock, open_ = threading.Lock(), True
+
+        def note() -> None:
+            fill.note()
+            fetch.filled = fill.at
+            activity.report()
+
+        def sink(piece: memoryview) -> None:
+            with lock:  # a thread that was left behind must not write to a descriptor that is another file's by now
+                if not open_:
+                    raise RemoteTimeout("nobody waits for these bytes any more")
+                fill.write(piece)
+            token.run_sync_soon(note, idempotent=True)
+
+        try:
+            await self._backend.read(place, Version(version) if version else None, fetch.start, fetch.stop, sink)
+        finally:
+            with lock:
+                open_ = False
+            note()  # what came before an error or the end is there too
+            fill.close()
+        if fill.at != fetch.stop:
+            raise RemoteProtocolError(f"{fill.at - fetch.start} bytes came of {fetch.stop - fetch.start}")

@@ -11,13 +11,16 @@ import trio
 
 from nbmountd.backends.base import Backend
 from nbmountd.disk.database import Node
-from nbmountd.errors import NotFound, RemoteError, RemoteNotFound
+from nbmountd.errors import LocalError, RemoteError, RemoteNotFound, RemoteTimeout, RemoteUnavailable
 from nbmountd.fs.adopt import adopt
 from nbmountd.fs.nodes import Nodes
+from nbmountd.model import Place
 
 KERNEL_SHARE = 0.4
 SOFT_SHARE = 0.3
 HARD_SHARE = 0.6
+ATTEMPTS = 3
+"""Listings of a directory that keeps moving meanwhile."""
 
 
 class Refresh:
@@ -29,6 +32,7 @@ class Refresh:
         self._freshness = freshness
         self._deadline = deadline
         self._listed_at: dict[int, float] = {}
+        self._listed_mark: dict[int, int] = {}
         self._running: dict[int, trio.Event] = {}
         self._wanted_send, self._wanted = trio.open_memory_channel[int](1000)
         self.listings = 0
@@ -58,8 +62,6 @@ class Refresh:
             if directory.listed:
                 return
             if isinstance(exc, trio.TooSlowError):
-                from nbmountd.errors import RemoteTimeout
-
                 raise RemoteTimeout("no listing within the deadline") from exc
             raise
 
@@ -75,29 +77,58 @@ class Refresh:
         self._listed_at[ino] = trio.current_time()
 
     async def list_now(self, directory: Node) -> None:
-        """Lists the directory on the remote and adopts the answer. Several callers share one request."""
-        running = self._running.get(directory.ino)
-        if running is not None:
+        """Lists the directory on the remote and adopts the answer. The listing begins after this call: what was so when it
+        was called is known when it returns. Callers who wait at the same time share one request.
+
+        Raises RemoteError. Returns quietly when the directory lost its place meanwhile.
+        """
+        called = self._nodes.moment()
+        while (running := self._running.get(directory.ino)) is not None:
             await running.wait()
-            if directory.ino in self._listed_at:
+            if self._listed_mark.get(directory.ino, 0) > called:
                 return
         self._running[directory.ino] = done = trio.Event()
+        try:
+            for _ in range(ATTEMPTS):
+                if await self._list_once(directory):
+                    return
+            raise RemoteUnavailable("the directory was moved again and again while it was listed")
+        finally:
+            del self._running[directory.ino]
+            done.set()
+
+    async def _list_once(self, directory: Node) -> bool:
+        """Whether that is settled; False when the directory was elsewhere when the answer came."""
         mark = self._nodes.listing_begins()
         began = trio.current_time()
         try:
+            try:
+                place = self._nodes.place(directory)
+            except LocalError:
+                return True  # removed meanwhile
             self.listings += 1
-            entries = await self._backend.list(self._nodes.place(directory))
-            adopt(self._nodes, directory, entries, mark)
+            try:
+                entries = await self._backend.list(place)
+            except RemoteNotFound as exc:
+                if not self._is_still_at(directory, place):
+                    return False
+                await self._directory_vanished(directory, exc)
+                return True
+            if not self._is_still_at(directory, place):
+                return False  # what was listed may be another directory that has taken the old place
+            for unknown in adopt(self._nodes, directory, entries, mark):
+                self.forget(unknown)
             self._listed_at[directory.ino] = began
-        except RemoteNotFound as exc:
-            await self._directory_vanished(directory, exc)
-        except NotFound:
-            return  # moved away or removed meanwhile
+            self._listed_mark[directory.ino] = mark
+            return True
         finally:
             self._nodes.listing_ends(mark)
-            if self._running.get(directory.ino) is done:
-                del self._running[directory.ino]
-            done.set()
+
+    def _is_still_at(self, directory: Node, place: Place) -> bool:
+        try:
+            return self._nodes.place(directory).path == place.path
+        except LocalError:
+            return False
 
     async def _directory_vanished(self, directory: Node, cause: RemoteNotFound) -> None:
         """A 404 for a listing is believed only when the parent's listing says the same."""

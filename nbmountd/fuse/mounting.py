@@ -33,6 +33,8 @@ SOURCE_PREFIX = "nbmountd#"
 HELPER = "fusermount3"
 HELPER_TIMEOUT = 10.0
 
+PASSED = "passed"
+
 GUARDED = 0o555
 OPEN = 0o755
 
@@ -76,7 +78,11 @@ class Mounted:
     fuse_fd: int
     agreement: InitAgreement
     way: str
-    """"mount" or "fusermount3", for the log."""
+    """"mount", "fusermount3", or "passed" for a connection that somebody else mounted and will unmount."""
+
+    @property
+    def is_ours(self) -> bool:
+        return self.way != PASSED
 
     def is_connected(self) -> bool:
         """Whether the connection lives: neither unmounted nor aborted. Asks the device and not the mount, so it cannot hang."""
@@ -107,7 +113,7 @@ def mount(
     checked by the kernel in any case); None means yes when root mounts for somebody else, because root itself is an "other"
     then. A dead mount of ours at `path` is cleaned first. Raises MountError.
     """
-    path = _resolve(path)
+    path = resolve(path)
     clean(path)
     _refuse_what_is_mounted(path)
     direct = _has_sys_admin()
@@ -135,6 +141,16 @@ def mount(
         unmount(path)
         raise MountError(f"{path}: the hand-shake with the kernel failed: {exc}") from exc
     return Mounted(path, fuse_fd, agreement, way)
+
+
+def adopt(path: str, fuse_fd: int, *, only: Flag = ALL_FLAGS) -> Mounted:
+    """Takes a connection that somebody else has mounted, at `path` as far as we know; owns `fuse_fd`. Raises MountError."""
+    try:
+        agreement = answer_init(fuse_fd, only=only)
+    except (InitError, OSError) as exc:
+        os.close(fuse_fd)
+        raise MountError(f"{path}: the descriptor that was passed in is no new FUSE connection: {exc}") from exc
+    return Mounted(path, fuse_fd, agreement, PASSED)
 
 
 def unmount(path: str) -> None:
@@ -205,7 +221,7 @@ def mounts() -> list[MountPoint]:
 # --- what speaks against it --------------------------------------------------------------------------------------------
 
 
-def _resolve(path: str) -> str:
+def resolve(path: str) -> str:
     """The path without links above its last part. That part must not be a link."""
     if not path.startswith("/") or not os.path.normpath(path).strip("/"):
         raise MountError(f"{path!r} cannot be a mount point: an absolute directory below / is needed")

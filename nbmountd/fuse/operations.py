@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
@@ -25,7 +26,7 @@ from nbmountd.errors import Exists, NotFound, RemoteTimeout
 from nbmountd.fs.filesystem import FileSystem, SetAttributes
 from nbmountd.fuse.errno_map import errno_of, is_expected
 from nbmountd.log import get_logger
-from nbmountd.model import Kind
+from nbmountd.model import ROOT_INODE, Kind
 
 FILE_BLOCK_SIZE = 128 * 2**10
 """st_blksize of files: also the buffer of Python's open(); larger would make every small read a large one."""
@@ -43,6 +44,8 @@ _TYPES = {
     Kind.SOCKET: stat.S_IFSOCK,
 }
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
+_BY_HANDLE = frozenset(("read", "write", "flush", "fsync", "release"))
+"""Operations whose first argument is a file handle."""
 _log = get_logger(__name__)
 
 Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
@@ -54,6 +57,10 @@ def _guarded(handler: Handler) -> Handler:
     @wraps(handler)
     async def guard(self: Operations, *arguments: Any) -> Any:
         self.requests[operation] += 1
+        self.fs.nodes.held.answered()
+        self._taken += 1
+        taken = self._taken
+        self.in_flight[taken] = (operation, arguments, time.monotonic())
         try:
             with trio.fail_after(self.deadline):
                 return await handler(self, *arguments)
@@ -63,14 +70,34 @@ def _guarded(handler: Handler) -> Handler:
             exc: Exception = RemoteTimeout(f"{operation} did not end within its deadline")
         except Exception as error:
             exc = error
+            if not is_expected(exc):  # inside, where the traceback still is
+                _log.exception("bug", operation=operation, node=arguments[0] if arguments else None)
+        finally:
+            del self.in_flight[taken]
         code = errno_of(exc)
-        if not is_expected(exc):
-            _log.exception("bug", operation=operation, node=arguments[0] if arguments else None)
-        elif code not in (errno.ENOENT, errno.EEXIST, errno.ENODATA, errno.ENOTEMPTY):
+        if code not in (errno.ENOENT, errno.EEXIST, errno.ENODATA, errno.ENOTEMPTY) and is_expected(exc):
             _log.debug("refused", operation=operation, node=arguments[0], errno=errno.errorcode.get(code, code), cause=exc)
         raise pyfuse3.FUSEError(code) from None
 
     return cast(Handler, guard)
+
+
+def _once(handler: Handler) -> Handler:
+    """For requests that mean something else when they are made again: what was carried out is only answered again."""
+    operation = handler.__name__
+
+    @wraps(handler)
+    async def once(self: Operations, *arguments: Any) -> Any:
+        *what, ctx = arguments
+        request = ascii((operation, ctx.pid, *what))
+        ino = self.fs.repeats.carried_out(request)
+        if ino is not None:
+            _log.info("answering again what an earlier worker had done", operation=operation)
+            return self._answer_again(operation, ino)
+        with self.fs.repeats.asked(request):
+            return await handler(self, *arguments)
+
+    return cast(Handler, once)
 
 
 class Operations(pyfuse3.Operations):  # type: ignore[misc]
@@ -86,6 +113,9 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         self.deadline = deadline + GRACE
         self.requests: Counter[str] = Counter()
         """Requests served, by operation."""
+        self.in_flight: dict[int, tuple[str, tuple[Any, ...], float]] = {}
+        """Requests taken and not answered: operation, arguments, and since when (time.monotonic)."""
+        self._taken = 0
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 
@@ -93,14 +123,15 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         attributes = pyfuse3.EntryAttributes()
         attributes.st_ino = node.ino
         attributes.st_mode = _TYPES[node.kind] | node.mode
-        attributes.st_nlink = 1 + self.fs.nodes.aliases[node.ino]
+        attributes.st_nlink = 0 if node.removed else 1 + self.fs.nodes.aliases[node.ino]
         attributes.st_uid = self.fs.uid
         attributes.st_gid = self.fs.gid
         attributes.st_rdev = node.rdev
         attributes.st_size = node.size
         attributes.st_blocks = self.fs.blocks(node)
         attributes.st_blksize = DIRECTORY_BLOCK_SIZE if node.kind is Kind.DIRECTORY else FILE_BLOCK_SIZE
-        attributes.st_atime_ns = attributes.st_mtime_ns = node.mtime_ns
+        attributes.st_atime_ns = self.fs.atime_ns(node)
+        attributes.st_mtime_ns = node.mtime_ns
         attributes.st_ctime_ns = node.ctime_ns
         attributes.entry_timeout = attributes.attr_timeout = self.fs.refresh.kernel_timeout
         return attributes
@@ -113,9 +144,28 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
     def _inode(self, handle: int) -> int:
         """The inode of an open file; a handle of an earlier worker is taken over at its first use."""
         ino = handle >> 1
-        if not self.fs.is_open(ino):
-            self.fs.adopt_handle(ino, writing=bool(handle & 1))
+        writing = bool(handle & 1)
+        if not self.fs.is_open(ino, writing=writing):
+            self.fs.adopt_handle(ino, writing=writing)
         return ino
+
+    def describe_in_flight(self) -> list[tuple[str, int, str, float]]:
+        """(operation, inode, name or nothing, seconds) of what was taken and not answered, longest first."""
+        now, found = time.monotonic(), []
+        for operation, arguments, since in list(self.in_flight.values()):
+            inode = next((value for value in arguments if isinstance(value, int)), ROOT_INODE)
+            name = next((os.fsdecode(value) for value in arguments[:2] if isinstance(value, bytes)), "")
+            found.append((operation, inode >> 1 if operation in _BY_HANDLE else inode, name, now - since))
+        return found
+
+    def _answer_again(self, operation: str, ino: int) -> Any:
+        if not ino:
+            return None
+        node = self.fs.nodes.get(ino)
+        if operation != "create":
+            return self._entry(node)
+        self.fs.open(ino, writing=True, truncate=False)
+        return pyfuse3.FileInfo(fh=ino * 2 + 1, keep_cache=True), self._entry(node)
 
     # -- names --------------------------------------------------------------------------------------------------------
 
@@ -141,12 +191,20 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     @_guarded
     async def readdir(self, handle: int, after: int, token: Any) -> None:
+        """The place behind an entry is its inode number + 1; 1 and 2 are the places behind the dots, which count no lookup."""
+        directory = self.fs.getattr(handle)
+        for place, name, ino in ((1, b".", handle), (2, b"..", directory.parent or handle)):
+            if after < place:
+                if not pyfuse3.readdir_reply(token, name, self._attributes(self.fs.getattr(ino)), place):
+                    return
+                after = place
+        after -= 1
         while True:
             nodes = self.fs.read_directory(handle, after, READDIR_BATCH)
             for node in nodes:
                 owner = self.fs.nodes.owner(node)
                 self.fs.nodes.looked_up(owner.ino)
-                if not pyfuse3.readdir_reply(token, os.fsencode(node.name), self._attributes(owner), node.ino):
+                if not pyfuse3.readdir_reply(token, os.fsencode(node.name), self._attributes(owner), node.ino + 1):
                     self.fs.nodes.forgotten(owner.ino, 1)
                     return
                 after = node.ino
@@ -164,18 +222,22 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
     # -- making, removing, renaming -----------------------------------------------------------------------------------
 
     @_guarded
+    @_once
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
         return self._entry(await self.fs.make_directory(parent, os.fsdecode(name), mode))
 
     @_guarded
+    @_once
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any) -> pyfuse3.EntryAttributes:
         return self._entry(await self.fs.make_special(parent, os.fsdecode(name), mode, rdev))
 
     @_guarded
+    @_once
     async def symlink(self, parent: int, name: bytes, target: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
         return self._entry(await self.fs.make_symlink(parent, os.fsdecode(name), os.fsdecode(target)))
 
     @_guarded
+    @_once
     async def link(self, ino: int, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
         return self._entry(await self.fs.link(ino, parent, os.fsdecode(name)))
 
@@ -184,14 +246,17 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         return os.fsencode(self.fs.readlink(ino))
 
     @_guarded
+    @_once
     async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
         await self.fs.unlink(parent, os.fsdecode(name))
 
     @_guarded
+    @_once
     async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
         await self.fs.remove_directory(parent, os.fsdecode(name))
 
     @_guarded
+    @_once
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: Any) -> None:
         if flags & ~(_RENAME_NOREPLACE | _RENAME_EXCHANGE):
             raise pyfuse3.FUSEError(errno.EINVAL)
@@ -215,6 +280,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
             uid=new.st_uid if fields.update_uid else None,
             gid=new.st_gid if fields.update_gid else None,
             size=new.st_size if fields.update_size else None,
+            atime_ns=new.st_atime_ns if fields.update_atime else None,
             mtime_ns=new.st_mtime_ns if fields.update_mtime else None,
         )
         return self._attributes(await self.fs.setattr(ino, wanted))
@@ -232,6 +298,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         self.fs.set_xattr(ino, os.fsdecode(name), bytes(value))
 
     @_guarded
+    @_once
     async def removexattr(self, ino: int, name: bytes, ctx: Any) -> None:
         self.fs.remove_xattr(ino, os.fsdecode(name))
 
@@ -261,6 +328,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         return pyfuse3.FileInfo(fh=ino * 2 + writing, keep_cache=True)
 
     @_guarded
+    @_once
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:

@@ -2,14 +2,16 @@
 
 State: `_ready` and `_waiting` (the current plan), `_running` (steps at work, by inode), `_failures` (when to try again)
 and what is parked. All of it is touched by plain functions between awaits. It does not know how a step is carried out
-(steps.py) nor what depends on what (plan.py).
+(steps.py) nor what depends on what (plan.py). What a finished step costs does not depend on how much waits; only `_look`
+reads all that is unsent, and it runs when the last plan is used up, for at most a tenth of the time.
 """
 
 from __future__ import annotations
 
+import errno
 import random
 import time
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
@@ -17,7 +19,18 @@ import trio
 
 from nbmountd.control.schema import ParkedItem, QueueItem
 from nbmountd.disk.database import Node
-from nbmountd.errors import LocalError, NbmountdError, RemoteError, RemoteFull, StaleFile, Unauthenticated
+from nbmountd.errors import (
+    FileTooLarge,
+    LocalError,
+    NameRefused,
+    RemoteDenied,
+    RemoteError,
+    RemoteFull,
+    RemoteTooLarge,
+    RemoteUnsupported,
+    StaleFile,
+    Unauthenticated,
+)
 from nbmountd.fs.nodes import Nodes
 from nbmountd.log import get_logger
 from nbmountd.model import ROOT_INODE, FileState, Kind
@@ -32,6 +45,10 @@ OPEN_DELAY = 300.0
 """A file that stays open for writing is sent as it is this long after its first unsent change."""
 LOOK_SHARE = 10
 """At most one part in so many of the time goes into looking for work."""
+LARGE = 8 * 2**20
+"""Uploads from this size on leave one worker free for everything else."""
+FINAL = (RemoteDenied, RemoteTooLarge, NameRefused, RemoteUnsupported, StaleFile, FileTooLarge)
+"""Errors that time alone does not heal: the work is parked. Whatever else is wrong is looked at again."""
 
 _log = get_logger(__name__)
 
@@ -46,7 +63,8 @@ class Failure:
 
 
 class Engine:
-    """Sends the unsent work of one mount. `emit(event, path, details)` tells whoever follows events."""
+    """Sends the unsent work of one mount. `emit(event, path, details)` tells whoever follows events; `away()` says that the
+    remote is known to be away, so that nothing is tried until `health_changed`."""
 
     def __init__(
         self,
@@ -55,20 +73,28 @@ class Engine:
         *,
         write_back_delay: float,
         emit: Callable[..., None],
+        away: Callable[[], bool] = lambda: False,
         chance: random.Random | None = None,
     ) -> None:
         self._nodes = nodes
         self._steps = steps
         self._delay = write_back_delay
         self._emit = emit
+        self._away = away
         self._chance = chance or random.Random()
         self._ready: deque[tuple[int, Step]] = deque()
+        self._ready_large: deque[tuple[int, Step]] = deque()
         self._waiting: dict[int, tuple[Step, set[int]]] = {}
+        self._let_go_by: dict[int, list[int]] = defaultdict(list)
+        """Number of a step -> those in `_waiting` that wait for it."""
         self._numbered = 0
         """Steps planned so far: numbers are never used twice, as steps of an earlier plan may still be at work."""
         self._running: dict[int, Step] = {}
+        self._large_running = 0
+        self._workers = 0
         self._failures: dict[int, Failure] = {}
         self._hurry: list[str] = []
+        self._hurried: Counter[int] = Counter()
         self._look_at = 0.0
         self._not_before = 0.0
         self._work = trio.Event()
@@ -84,42 +110,58 @@ class Engine:
         while True:
             changed = self._nodes.changed
             now = trio.current_time()
-            if not self._ready and now >= self._look_at and now >= self._not_before:
+            idle = not self._ready and not self._ready_large and not self._away()
+            if idle and now >= self._look_at and now >= self._not_before:
                 self._look()
-            until = max(self._look_at, self._not_before) if not self._ready else float("inf")
+                idle = not self._ready and not self._ready_large
+            until = max(self._look_at, self._not_before) if idle else float("inf")
             with trio.move_on_at(until):
                 await changed.wait()
-            self._look_at = min(self._look_at, trio.current_time() + (0.0 if self._hurry else self._delay))
+            hurry = self._hurry or self._hurried
+            self._look_at = min(self._look_at, trio.current_time() + (0.0 if hurry else self._delay))
 
     def _look(self) -> None:
         began = time.perf_counter()
-        changes, next_due = self._collect()
+        clock = trio.current_time()
+        changes, next_due = self._collect(clock)
         self._waiting.clear()
+        self._let_go_by.clear()
         steps = plan(changes) if any(change.due for change in changes.values()) else ()
         first = self._numbered
         self._numbered += len(steps)
+        dropped: set[int] = set()
+        found: list[tuple[float, int, Step]] = []
         for index, step in enumerate(steps, first):
-            if step.after:
-                self._waiting[index] = (step, {first + after for after in step.after})
+            after = {first + each for each in step.after}
+            if self._is_held_back(step.ino, clock) or not dropped.isdisjoint(after):
+                dropped.add(index)  # somebody needs it, but it has just failed: all of them wait for its next turn
+                continue
+            if after:
+                self._waiting[index] = (step, after)
+                for each in after:
+                    self._let_go_by[each].append(index)
             else:
-                self._ready.append((index, step))
-        now = trio.current_time()
+                node = self._nodes.database.get(step.ino)
+                found.append((node.changed_at if node else 0.0, index, step))
+        for _, index, step in sorted(found, key=lambda each: each[:2]):
+            self._enqueue(index, step)
         self._look_at = next_due
-        self._not_before = now + LOOK_SHARE * (time.perf_counter() - began)
-        if self._ready:
-            self._work.set()
-            self._work = trio.Event()
+        self._not_before = clock + LOOK_SHARE * (time.perf_counter() - began)
 
-    def _collect(self) -> tuple[dict[int, Change], float]:
+    def _collect(self, clock: float) -> tuple[dict[int, Change], float]:
         """All differences as the planner wants them, and when the next one becomes due (trio's clock)."""
-        now, clock = time.time(), trio.current_time()
+        now = self._nodes.now()[1]
         changes: dict[int, Change] = {}
         next_due = float("inf")
-        for node in self._nodes.database.to_send():
-            due_at = self._due_at(node, now, clock)
-            due = due_at <= clock
+        unsent = self._nodes.database.to_send()
+        due_at = {node.ino: self._due_at(node, now, clock) for node in unsent}
+        only: set[int] | None = None
+        if self._hurry or self._hurried:  # what somebody waits for goes first, with what it needs
+            only = {node.ino for node in unsent if due_at[node.ino] <= clock and self._is_hurried(node)} or None
+        for node in unsent:
+            due = due_at[node.ino] <= clock and (only is None or node.ino in only)
             if not due:
-                next_due = min(next_due, due_at)
+                next_due = min(next_due, max(clock, due_at[node.ino]))
             changes[node.ino] = self._change(node, due=due)
         for ino in self._running:
             running = self._nodes.database.get(ino)
@@ -129,6 +171,20 @@ class Engine:
             for position in (node_change.local, node_change.base):
                 self._add_ancestors(position, changes)
         return changes, next_due
+
+    def _is_held_back(self, ino: int, clock: float) -> bool:
+        failure = self._failures.get(ino)
+        return ino in self._parked or (failure is not None and failure.next_at > clock)
+
+    def _enqueue(self, index: int, step: Step) -> None:
+        node = self._nodes.database.get(step.ino)
+        large = isinstance(step, Upload) and node is not None and node.size >= LARGE
+        (self._ready_large if large else self._ready).append((index, step))
+        self._tell_workers()
+
+    def _tell_workers(self) -> None:
+        self._work.set()
+        self._work = trio.Event()
 
     def _change(self, node: Node, *, due: bool) -> Change:
         local = None if node.parent is None else Position(node.parent, node.name)
@@ -154,30 +210,45 @@ class Engine:
 
     def _due_at(self, node: Node, now: float, clock: float) -> float:
         """When the node's work may go out; inf: only when something else happens first."""
+        if node.ino in self._parked and node.changed_at > self._parked[node.ino][1]:
+            self.unpark(node.ino)  # it is another version by now, or has another name
         if node.ino in self._running or node.ino in self._parked:
             return float("inf")
         failure = self._failures.get(node.ino)
-        hurried = self._is_hurried(node)
-        if failure is not None and (failure.next_at > clock):
+        if failure is not None and failure.next_at > clock:
             return failure.next_at
-        if hurried:
+        if self._is_hurried(node):
             return clock
         delay = self._delay
         if (node.link_of or node.ino) in self._nodes.writers and node.unsent:
             delay = OPEN_DELAY
         elif node.removed and self._nodes.opens[node.ino] and self._steps.incomplete(node):
-            return float("inf")  # a reader needs bytes that only the remote has; closing wakes us
-        return clock + max(0.0, node.changed_at + delay - now)
+            delay = OPEN_DELAY  # a reader needs bytes that only the remote has; closing wakes us
+        return clock + min(delay, max(0.0, node.changed_at + delay - now))  # whatever the wall clock does
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
     async def run_worker(self) -> None:
         """Carries out steps, one at a time. Several are started by worker.py; their number is the limit of uploads."""
+        self._workers += 1
         while True:
-            while not self._ready:
+            while (taken := self._take()) is None:
                 await self._work.wait()
-            index, step = self._ready.popleft()
-            await self._carry_out(index, step)
+            index, step, large = taken
+            self._large_running += large
+            try:
+                await self._carry_out(index, step)
+            finally:
+                self._large_running -= large
+
+    def _take(self) -> tuple[int, Step, bool] | None:
+        """The next step in the plan's order; large uploads only if a worker stays free for the rest."""
+        if self._away():
+            return None
+        room = self._ready_large and self._large_running < max(1, self._workers - 1)
+        if room and (not self._ready or self._ready_large[0][0] < self._ready[0][0]):
+            return (*self._ready_large.popleft(), True)
+        return (*self._ready.popleft(), False) if self._ready else None
 
     async def _carry_out(self, index: int, step: Step) -> None:
         node = self._nodes.database.get(step.ino)
@@ -194,56 +265,61 @@ class Engine:
             self._emit("sent", path, step=step_name(step))
         except (RemoteError, LocalError, OSError) as exc:
             self._failed(node, step, path, exc)
+        except Exception as exc:  # a bug, or SQLite without room: one file's trouble must not stop all others
+            _log.exception("bug", path=path, step=step_name(step))
+            self._failed(node, step, path, exc)
         finally:
             del self._running[step.ino]
             self._finished(index, succeeded=succeeded)
 
     def _finished(self, index: int, *, succeeded: bool) -> None:
         """Lets go what waited for the step; what waited for a failed one is planned anew."""
-        for other, (step, after) in list(self._waiting.items()):
-            if index in after:
-                if succeeded:
-                    after.discard(index)
-                    if not after:
-                        del self._waiting[other]
-                        self._ready.append((other, step))
-                else:
-                    del self._waiting[other]
-        if self._ready:
-            self._work.set()
-            self._work = trio.Event()
-        else:
+        for other in self._let_go_by.pop(index, ()):
+            if other not in self._waiting:
+                continue
+            step, after = self._waiting[other]
+            after.discard(index)
+            if not succeeded:
+                del self._waiting[other]
+            elif not after:
+                del self._waiting[other]
+                self._enqueue(other, step)
+        if not self._ready and not self._ready_large and not (self._waiting and self._running):
             self._look_at = 0.0
+        if self._ready_large:
+            self._tell_workers()
         self._nodes.wake()
 
-    def _failed(self, node: Node, step: Step, path: str, exc: NbmountdError | OSError) -> None:
+    def _failed(self, node: Node, step: Step, path: str, exc: Exception) -> None:
         failure = self._failures.setdefault(node.ino, Failure(0, "", 0.0))
         failure.attempts += 1
-        failure.error = str(exc)
+        failure.error = str(exc) or type(exc).__name__
         if isinstance(exc, Unauthenticated):
             retry_in = LAST_RETRY  # a new credential wakes us: `health_changed`
         elif isinstance(exc, RemoteFull):
             retry_in = FULL_RETRY
-        elif isinstance(exc, (StaleFile, LocalError)) or (isinstance(exc, RemoteError) and not exc.transient):
-            self.park(node, str(exc))
+        elif isinstance(exc, FINAL) or (isinstance(exc, OSError) and exc.errno == errno.EIO):
+            self.park(node, failure.error)
             _log.warning("parked", path=path, step=step_name(step), cause=exc)
             return
         else:
             retry_in = min(LAST_RETRY, FIRST_RETRY * 2 ** min(failure.attempts - 1, 10))
             retry_in *= self._chance.uniform(0.5, 1.0)
             if isinstance(exc, RemoteError) and exc.retry_after is not None:
-                retry_in = max(retry_in, exc.retry_after)
+                retry_in = max(retry_in, min(exc.retry_after, LAST_RETRY))
         failure.next_at = trio.current_time() + retry_in
         _log.info("will try again", path=path, step=step_name(step), cause=exc, retry_in=round(retry_in, 1))
-        self._emit("retry", path, step=step_name(step), error=str(exc))
+        self._emit("retry", path, step=step_name(step), error=failure.error)
 
     def health_changed(self) -> None:
         """The remote answers again, or another credential is there: what failed is tried at once."""
-        for failure in self._failures.values():
-            failure.next_at = 0.0
-        self._look_soon()
+        self._forgive()
+        self._tell_workers()
 
     def _look_soon(self) -> None:
+        """Looks at once, whatever an older plan wanted next."""
+        self._ready.clear()
+        self._ready_large.clear()
         self._look_at = self._not_before = 0.0
         self._nodes.wake()
 
@@ -251,7 +327,7 @@ class Engine:
 
     def park(self, node: Node, error: str) -> None:
         """Keeps the node's work, shown and not retried, until `unpark`."""
-        now = time.time()
+        now = self._nodes.now()[1]
         self._parked[node.ino] = (error, now)
         self._failures.pop(node.ino, None)
         with self._nodes.database.transaction() as change:
@@ -281,8 +357,18 @@ class Engine:
         return items
 
     def all_stuck(self, nodes: Iterable[Node]) -> bool:
-        """Whether all of these are parked and nothing is at work that could change that."""
-        return not self._running and not self._ready and all(node.ino in self._parked for node in nodes)
+        """Whether all of these wait for a person, and nothing is at work that could change that."""
+        idle = not self._running and not self._ready and not self._ready_large
+        return idle and all(self._stuck_by(node) is not None for node in nodes)
+
+    def _stuck_by(self, node: Node) -> str | None:
+        """Why the node's work waits for a person: itself, or a directory above it, is parked. None: it does not."""
+        at: Node | None = node
+        while at is not None and at.ino != ROOT_INODE:
+            if at.ino in self._parked:
+                return self._parked[at.ino][0]
+            at = None if at.parent is None else self._nodes.database.get(at.parent)
+        return None
 
     # -- waiting for safety -------------------------------------------------------------------------------------------
 
@@ -292,32 +378,47 @@ class Engine:
         prefixes = list(prefixes)
         self._hurry += prefixes
         try:
-            for failure in self._failures.values():
-                failure.next_at = 0.0
-            self._look_soon()
+            self._forgive()
             while True:
                 changed = self._nodes.changed
+                began = time.perf_counter()
                 left = [node for node in self._nodes.database.to_send() if _below_any(prefixes, *self._paths(node))]
                 current = next((self._nodes.database.get(ino) for ino in self._running), None)
+                cost = time.perf_counter() - began
                 yield left, "" if current is None else self._nodes.local_path(current)
                 if not left:
                     return
                 with trio.move_on_after(0.5):
                     await changed.wait()
-                await trio.sleep(0.02)  # many small files finish in one breath
+                await trio.sleep(max(0.02, LOOK_SHARE * cost))  # many small files finish in one breath
         finally:
             for prefix in prefixes:
                 self._hurry.remove(prefix)
 
     async def wait_until_safe(self, node: Node) -> None:
         """Returns when the remote has confirmed the node as it is now. Raises the reason when its work is parked."""
-        async for _ in self.send_now([self._nodes.local_path(node)]):
-            if node.ino in self._parked:
-                raise RemoteError(self._parked[node.ino][0])
-            if not node.to_send:
-                return
+        self._hurried[node.ino] += 1
+        try:
+            self._forgive()
+            while node.to_send:
+                stuck = self._stuck_by(node)
+                if stuck is not None:
+                    raise RemoteError(stuck)
+                await self._nodes.changed.wait()
+        finally:
+            self._hurried[node.ino] -= 1
+            if not self._hurried[node.ino]:
+                del self._hurried[node.ino]
+
+    def _forgive(self) -> None:
+        """Whoever asks for safety now does not wait for the next turn of what failed before."""
+        for failure in self._failures.values():
+            failure.next_at = 0.0
+        self._look_soon()
 
     def _is_hurried(self, node: Node) -> bool:
+        if node.ino in self._hurried:
+            return True
         return bool(self._hurry) and ("" in self._hurry or _below_any(self._hurry, *self._paths(node)))
 
     def _paths(self, node: Node) -> tuple[str, ...]:
@@ -348,7 +449,7 @@ class Engine:
 
     def queue(self, mount: str, limit: int = 1000) -> tuple[list[QueueItem], int]:
         """What is unsent, running first, and how much there is in all."""
-        now, clock = time.time(), trio.current_time()
+        now, clock = self._nodes.now()[1], trio.current_time()
         unsent = self._nodes.database.to_send()
         unsent.sort(key=lambda node: (node.ino not in self._running, node.changed_at))
         items = []

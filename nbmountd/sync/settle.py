@@ -1,27 +1,27 @@
 """Finds out what is so when the remote is not as base says, and settles it: a lost answer, or a conflict.
 
 Nothing is repeated blindly: after a lost answer the remote is asked whether the step was done. In a conflict nothing is
-overwritten: the remote keeps its name, the local version becomes a copy beside it, listed until somebody resolves it.
+overwritten (fs/rules.py): the remote keeps its name, the local version becomes a copy beside it, listed until somebody
+resolves it. What is settled by taking the remote's word is left to a listing (fs/adopt.py).
 """
 
 from __future__ import annotations
 
 import datetime
-import os
 from collections.abc import Callable
-
-import trio
 
 from nbmountd.backends.base import Backend
 from nbmountd.disk.content import ContentStore
 from nbmountd.disk.database import Node
-from nbmountd.errors import NotFound, RemoteError, RemoteExists, RemoteNotFound, RemoteUnavailable
-from nbmountd.fs.adopt import base_values, local_values
+from nbmountd.errors import LocalError, RemoteError, RemoteNotFound, RemoteUnavailable, StaleFile
+from nbmountd.fs.adopt import base_values, here_of, local_values
+from nbmountd.fs.conflicts import conflict_name
 from nbmountd.fs.nodes import Nodes
 from nbmountd.fs.refresh import Refresh
+from nbmountd.fs.rules import Outcome, There, decide
 from nbmountd.log import get_logger
-from nbmountd.model import Entry, Kind, Place, Version
-from nbmountd.sync.conflicts import conflict_name
+from nbmountd.model import Attributes, Entry, Kind, Place, Version
+from nbmountd.sync.plan import Position
 from nbmountd.sync.upload import Snapshot
 
 COMPARE_LIMIT = 64 * 2**20
@@ -31,7 +31,7 @@ _log = get_logger(__name__)
 
 
 class Settle:
-    """Settling for one mount."""
+    """Settling for one mount. What cannot be settled now is raised and tried again: RemoteError, LocalError."""
 
     def __init__(
         self, nodes: Nodes, store: ContentStore, refresh: Refresh, backend: Backend, emit: Callable[..., None]
@@ -42,180 +42,274 @@ class Settle:
         self._backend = backend
         self._emit = emit
 
-    def ticket(self, layer: int, ino: int) -> JournalTicket:
-        """Where the upload of exactly this content remembers how far it is."""
-        return JournalTicket(self._nodes, layer, ino)
+    # -- uploads ------------------------------------------------------------------------------------------------------
 
     async def upload(
-        self, node: Node, replaced: Node, place: Place, version: Version | None, snapshot: Snapshot, cause: RemoteError
+        self,
+        node: Node,
+        replaced: Node,
+        at: Position,
+        place: Place,
+        version: Version | None,
+        snapshot: Snapshot,
+        attributes: Attributes,
+        cause: RemoteError,
     ) -> Entry | None:
         """What became of an upload that was refused or got no answer: its entry if it arrived after all; None if a
-        conflict copy was made; raises `cause` when nothing happened and it may be tried again."""
-        try:
-            found = await self._backend.stat(place)
-        except RemoteNotFound:
+        conflict copy was made; raises when nothing happened and it may be tried again."""
+        found = await self._ask(place)
+        if found is None:
             if version is not None:
                 with self._nodes.transaction() as change:  # removed by somebody: ours goes up as a new file
-                    change.update(replaced, base_parent=None)
+                    change.update(replaced, base_parent=None, base_id=None)
+                self._nodes.drop_if_unused(replaced)
             raise RemoteUnavailable(f"{cause}; it is sent as a new file") from cause
-        if found.kind is Kind.FILE and await self._is_ours(found, place, snapshot):
-            return found
-        if version is not None and found.version == version:
+        if version is not None and found.kind is Kind.FILE and found.version == version:
             raise RemoteUnavailable(str(cause)) from cause  # the remote is as before: nothing arrived
-        self.make_copy(node, replaced, found)
+        if await self._is_ours(found, place, snapshot, attributes):
+            return found
+        if cause.in_doubt and await self._is_cut_short(found, place, snapshot):
+            await self._backend.remove(Place(place.path, found.id), kind=Kind.FILE, version=found.version)
+            with self._nodes.transaction() as change:
+                change.update(replaced, base_parent=None, base_id=None)
+            self._nodes.drop_if_unused(replaced)
+            raise RemoteUnavailable(f"{cause}; only its first {found.size} bytes arrived, it is sent again") from cause
+        self.make_copy(node, replaced, at, found)
         return None
 
-    async def _is_ours(self, found: Entry, place: Place, snapshot: Snapshot) -> bool:
-        """Whether the remote's file has exactly the snapshot's bytes."""
-        if found.size != snapshot.size:
+    async def arrived(self, place: Place, version: Version | None, snapshot: Snapshot) -> Entry | None:
+        """The remote's entry if it has exactly this older snapshot, of which we never heard how its upload ended."""
+        found = await self._ask(place)
+        if found is None or (version is not None and found.version == version):
+            return None
+        return found if await self._is_ours(found, place, snapshot, Attributes()) else None
+
+    async def incomplete(self, node: Node, replaced: Node, at: Position, place: Place, cause: StaleFile) -> None:
+        """Bytes that an upload needs are gone with the version they belonged to: what is there now gets the name, and ours
+        stays beside it with what is here of it. Raises when that turns out not to be so."""
+        found = await self._ask(place)
+        if found is not None and found.version is not None and found.version == node.base_version:
+            content = self._store.peek(node.ino)
+            if content is not None:
+                content.stale = False
+            raise RemoteUnavailable(f"{cause}; the remote has that version again") from cause
+        if found is not None:
+            self.make_copy(node, replaced, at, found)
+        elif replaced.base_parent is not None:
+            with self._nodes.transaction() as change:
+                change.update(replaced, base_parent=None, base_id=None)
+
+    async def _is_ours(self, found: Entry, place: Place, snapshot: Snapshot, attributes: Attributes) -> bool:
+        """Whether the remote's file has the snapshot's bytes (as far as they are here)."""
+        if found.kind is not Kind.FILE or found.size != snapshot.size:
             return False
-        if snapshot.digest is not None:
-            theirs = found.checksums.get((self._nodes.capabilities.checksum_algorithm or "").upper())
-            if theirs is not None:
-                return theirs == snapshot.digest
-        if snapshot.size > COMPARE_LIMIT:
+        algorithm = (self._nodes.capabilities.checksum_algorithm or "").upper()
+        if snapshot.digest is not None and algorithm in found.checksums:
+            return found.checksums[algorithm] == snapshot.digest
+        if snapshot.size > COMPARE_LIMIT:  # too much to read; a moment and a size of ours are as good as a name
+            return self._has_mtime(found, attributes)
+        return await self._agrees(found, place, snapshot)
+
+    def _has_mtime(self, found: Entry, attributes: Attributes) -> bool:
+        can = self._nodes.capabilities
+        sent, stored = attributes.mtime_ns, found.attributes.mtime_ns
+        return can.native_mtime and sent is not None and stored is not None and 0 <= sent - stored < can.mtime_granularity_ns
+
+    async def _is_cut_short(self, found: Entry, place: Place, snapshot: Snapshot) -> bool:
+        """Whether the remote has the beginning of our upload and nothing else: then sending it again overwrites nobody."""
+        if found.kind is not Kind.FILE or found.size is None or not found.size < snapshot.size or not snapshot.whole:
             return False
+        return found.size <= COMPARE_LIMIT and await self._agrees(found, place, snapshot)
+
+    async def _agrees(self, found: Entry, place: Place, snapshot: Snapshot) -> bool:
         at = 0
 
         def compare(piece: memoryview) -> None:
             nonlocal at
-            if snapshot.read_at(at, len(piece)) != piece:
+            if not snapshot.agrees(at, piece):
                 raise _DifferentError
             at += len(piece)
 
-        try:
-            await self._backend.read(place, found.version, 0, snapshot.size, compare)
-        except _DifferentError:
-            return False
-        return at == snapshot.size
+        if found.size:
+            try:
+                await self._backend.read(Place(place.path, found.id), found.version, 0, found.size, compare)
+            except _DifferentError:
+                return False
+        return at == found.size
 
-    async def made(self, node: Node, place: Place, cause: RemoteError) -> Entry | None:
+    # -- directories, symlinks and moves ------------------------------------------------------------------------------
+
+    async def made(self, node: Node, at: Position, place: Place, cause: RemoteError) -> Entry | None:
         """The name of a new directory or symlink is taken, or no answer came."""
-        try:
-            found = await self._backend.stat(place)
-        except RemoteNotFound:
+        found = await self._ask(place)
+        if found is None:
             raise RemoteUnavailable(str(cause)) from cause
         if found.kind is node.kind and (node.is_directory or found.attributes.target == node.target):
-            self._refresh.forget(node.ino)
-            if node.is_directory:
-                with self._nodes.database.transaction() as change:
-                    change.update(node, listed=False)  # it may hold what we do not know
+            self._refresh.forget(node.ino)  # it may hold what we do not know
             return found
-        self.make_copy(node, node, found)
+        self.make_copy(node, node, at, found)
         return None
 
-    async def moved(self, node: Node, source: Place, target: Place, cause: RemoteError) -> Entry | None:
-        """A move was refused or got no answer: the entry at the target if it is ours by now; else what is there is
-        adopted, and the next plan starts from that."""
-        there = await self._stat(target)
-        here = await self._stat(source)
-        if there is not None and here is None and there.kind is node.kind:
-            same_id = there.id is not None and there.id == node.base_id
-            if same_id or node.is_directory or there.version == node.base_version or there.size == node.base_size:
-                return there
-        unchanged = here is not None and here.version == (node.base_version or here.version)
-        if there is not None and unchanged and isinstance(cause, RemoteExists):
-            self.make_copy(node, None, there)
+    async def moved(
+        self, node: Node, source: Place, target: Place, at: Position, replaced: Node | None, cause: RemoteError
+    ) -> Entry | None:
+        """A move was refused or got no answer: the entry at the target if it is ours by now; None if a conflict copy was
+        made; else what is there is adopted, and this raises: the next plan starts from that."""
+        there, here = await self._ask(target), await self._ask(source)
+        if there is not None and here is None and _is_same_thing(node, there):
+            return there
+        if here is None or here.kind is not node.kind or (node.kind is Kind.FILE and here.version != node.base_version):
+            news = There.GONE if here is None else There.CHANGED if here.kind is node.kind else There.OTHER_KIND
+            if decide(here_of(self._nodes, node), news) is Outcome.SEND_AS_NEW:
+                with self._nodes.transaction() as change:
+                    change.update(node, base_parent=None, base_id=None)
+            else:
+                await self.look_at_parent(node)
+        elif there is not None and not (
+            replaced is not None and there.kind is replaced.kind and there.version == replaced.base_version
+        ):
+            self.make_copy(node, replaced, at, there, keeps_base=True)
             return None
-        await self.look_at_parent(node)
+        elif there is None and replaced is not None:
+            with self._nodes.transaction() as change:
+                change.update(replaced, base_parent=None, base_id=None)
+            self._nodes.drop_if_unused(replaced)
         raise RemoteUnavailable(str(cause)) from cause
 
-    async def _stat(self, place: Place) -> Entry | None:
+    # -- removals -----------------------------------------------------------------------------------------------------
+
+    async def not_removed(self, node: Node, place: Place, cause: RemoteError) -> None:
+        """What was removed here was changed there: the change wins and comes back as what the remote has now."""
+        nodes = self._nodes
+        at = Position(node.base_parent or 0, node.base_name)
+        found = await self._ask(place)
+        if node.base_parent is None or found is None:
+            raise RemoteUnavailable(str(cause)) from cause
+        occupant = nodes.database.child(at.parent, at.name)
+        if node.is_directory and found.kind is Kind.DIRECTORY:
+            if not await self._backend.list(place):
+                raise RemoteUnavailable(str(cause)) from cause  # it is empty by now
+            self._bring_back(node)
+            self._refresh.forget(node.ino)
+        elif node.kind is Kind.FILE and found.kind is Kind.FILE and found.version == node.base_version:
+            raise RemoteUnavailable(str(cause)) from cause
+        elif occupant is not None and not occupant.local_only:
+            self.make_copy(occupant, node, at, found, keeps_base=occupant.base_parent is not None)
+            nodes.drop_if_unused(node)
+            return
+        else:
+            self._bring_back(nodes.get(at.parent))
+            await self.look_at_parent(node)
+        path = "/".join(place.path)
+        _log.warning("removed here, but changed on the remote: it comes back", path=path)
+        self._emit("conflict", path, kept="remote")
+
+    def _bring_back(self, directory: Node) -> None:
+        """A removed directory, and those above it, get their names again: the remote has news in it."""
+        if not directory.removed or directory.base_parent is None:
+            return
+        nodes, parent, name = self._nodes, directory.base_parent, directory.base_name
+        self._bring_back(nodes.get(parent))
+        occupant = nodes.database.child(parent, name)
+        now_ns, now = nodes.now()
+        with nodes.transaction() as change:
+            if occupant is not None:
+                copy = self._copy_name(parent, name)
+                change.update(occupant, name=copy, changed_at=now, ctime_ns=now_ns)
+                nodes.note_conflict(change, occupant, directory.ino, None, directory.mtime_ns)
+                nodes.kernel.entry_changed(parent, copy)
+            change.update(directory, parent=parent, name=name, changed_at=now, ctime_ns=now_ns)
+        nodes.kernel.entry_changed(parent, name)
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    async def parent_missing(self, parent: int | None) -> None:
+        """The directory that a step wanted is gone from the remote: its own parent's listing says what is so."""
+        directory = None if parent is None else self._nodes.database.get(parent)
+        if directory is not None:
+            await self.look_at_parent(directory)
+
+    async def look_at_parent(self, node: Node) -> None:
+        """Lists the directory that should have the node, so that what is there now is adopted."""
+        if node.base_parent is None or node.base_parent == node.ino:
+            return
+        self._nodes.touch(node.base_parent, node.base_name, running=False)
+        try:
+            await self._refresh.list_now(self._nodes.get(node.base_parent))
+        except (RemoteError, LocalError) as exc:
+            _log.info("cannot look at the remote", path=self._nodes.local_path(node), cause=exc)
+
+    async def _ask(self, place: Place) -> Entry | None:
+        """What is under that name now, whatever it was before; None: nothing."""
         try:
             return await self._backend.stat(Place(place.path))
         except RemoteNotFound:
             return None
 
-    async def not_removed(self, node: Node) -> None:
-        """What was removed here was changed there: the change wins and comes back as what the remote has now."""
-        parent = self._nodes.get(node.base_parent or 1)
-        path = self._nodes.local_path(node)
-        with self._nodes.transaction() as change:
-            change.update(node, base_parent=None)
-        self._nodes.drop_if_unused(node)
-        _log.warning("removed here, but changed on the remote: it comes back", path=path)
-        self._emit("conflict", path, kept="remote")
-        self._nodes.touch(parent.ino, node.base_name, running=False)
-        await trio.lowlevel.checkpoint()
-        self._refresh.forget(parent.ino)
+    # -- conflicts ----------------------------------------------------------------------------------------------------
 
-    async def parent_missing(self, nodes: Nodes, parent: int | None) -> None:
-        """The directory that a step wanted is gone from the remote: its own parent's listing says what is so."""
-        directory = None if parent is None else nodes.database.get(parent)
-        if directory is None or directory.base_parent is None:
-            return
-        try:
-            await self._refresh.list_now(nodes.get(directory.base_parent))
-        except RemoteError as exc:
-            _log.info("cannot look for a missing directory", directory=directory.name, cause=exc)
+    def make_copy(
+        self, node: Node, replaced: Node | None, at: Position, found: Entry, *, keeps_base: bool = False
+    ) -> None:
+        """The remote keeps the name `at`; what is local gets a name of its own beside it, and is sent as something new.
 
-    async def look_at_parent(self, node: Node) -> None:
-        """Lists the directory that should have the node, so that what is there now is adopted."""
-        if node.base_parent is None:
-            return
-        self._nodes.touch(node.base_parent, node.base_name, running=False)
-        try:
-            await self._refresh.list_now(self._nodes.get(node.base_parent))
-        except (RemoteError, NotFound) as exc:
-            _log.info("cannot look at the remote", path=self._nodes.local_path(node), cause=exc)
-
-    def make_copy(self, node: Node, replaced: Node | None, found: Entry) -> None:
-        """The remote keeps the name; what is local gets a name of its own beside it, and is sent as something new."""
-        if node.parent is None:
-            with self._nodes.transaction() as change:
-                change.update(node, base_parent=None)
-            return
-        nodes, parent, name = self._nodes, node.parent, node.name
+        `replaced`, if it is another node, had its base there and has none now. With `keeps_base` the local one is still
+        where its own base says (it was about to move to `at`).
+        """
+        nodes = self._nodes
         now_ns, now = nodes.now()
-
-        def taken(candidate: str) -> bool:
-            return nodes.database.child(parent, candidate) is not None
-
-        copy = conflict_name(name, datetime.datetime.now(), taken)
+        in_the_way = node.parent == at.parent and node.name == at.name
+        directory = nodes.get(at.parent)
         with nodes.transaction() as change:
-            if replaced is not None:
-                change.update(replaced, base_parent=None)
-                change.update(node, name=copy, base_parent=None, base_id=None, changed_at=now, ctime_ns=now_ns)
-            else:
+            if replaced is not None and replaced is not node:
+                change.update(replaced, base_parent=None, base_id=None)
+            if not keeps_base:
+                change.update(node, base_parent=None, base_id=None)
+            if in_the_way:
+                copy = self._copy_name(at.parent, at.name)
                 change.update(node, name=copy, changed_at=now, ctime_ns=now_ns)
-            remote = change.insert(
-                found.kind, parent=parent, name=name, base_parent=parent, base_name=name,
-                **base_values(nodes, found), **local_values(nodes, found),
-            )  # fmt: skip
-            change.execute(
-                "INSERT INTO conflicts (ino, remote_ino, at, local_size, local_mtime_ns, remote_size, remote_mtime_ns)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (node.ino, remote.ino, now, node.size, node.mtime_ns, found.size, found.attributes.mtime_ns),
-            )
-        nodes.kernel.entry_changed(parent, name)
-        nodes.kernel.entry_changed(parent, copy)
-        _log.warning("conflict: both versions are kept", path=nodes.local_path(remote), copy=nodes.local_path(node))
-        self._emit("conflict", nodes.local_path(remote), copy=nodes.local_path(node))
+            remote: Node | None = None
+            if nodes.database.base_child(at.parent, at.name) is None and not directory.removed:
+                free = in_the_way or nodes.database.child(at.parent, at.name) is None
+                if free:
+                    remote = change.insert(
+                        found.kind, parent=at.parent, name=at.name, base_parent=at.parent, base_name=at.name,
+                        **base_values(nodes, found), **local_values(nodes, found),
+                    )  # fmt: skip
+            if in_the_way:
+                nodes.note_conflict(
+                    change, node, remote.ino if remote else None, found.size, found.attributes.mtime_ns
+                )
+        nodes.kernel.entry_changed(at.parent, at.name)
+        if replaced is not None:
+            nodes.drop_if_unused(replaced)
+        if not in_the_way:
+            return  # it has another name by now, or none: nothing is in the way of anything
+        nodes.kernel.entry_changed(at.parent, copy)
+        path = "/".join(filter(None, [nodes.local_path(directory), at.name]))
+        _log.warning("conflict: both versions are kept", path=path, copy=nodes.local_path(node))
+        self._emit("conflict", path, copy=nodes.local_path(node))
+
+    def _copy_name(self, directory: int, name: str) -> str:
+        longest = self._nodes.capabilities.max_name_bytes
+        return conflict_name(
+            name, datetime.datetime.now(), self._nodes.name_is_taken(directory), max_bytes=max(40, min(255, longest))
+        )
 
 
 class _DifferentError(Exception):
     pass
 
 
-class JournalTicket:
-    """Remembers an upload's token in the database, for one layer of one node."""
-
-    def __init__(self, nodes: Nodes, layer: int, ino: int) -> None:
-        self._nodes = nodes
-        self._key = f"{layer}:"
-        self._ino = ino
-        row = nodes.database.connection.execute("SELECT token FROM work WHERE ino = ?", (ino,)).fetchone()
-        stored = row[0] if row else None
-        self._token = stored[len(self._key) :] if stored and stored.startswith(self._key) else None
-
-    @property
-    def token(self) -> str | None:
-        return self._token
-
-    async def remember(self, token: str) -> None:
-        self._token = token
-        self._nodes.database.connection.execute(
-            "INSERT INTO work (ino, token) VALUES (?, ?) ON CONFLICT (ino) DO UPDATE SET token = excluded.token",
-            (self._ino, self._key + token),
-        )
-        await trio.to_thread.run_sync(os.fdatasync, self._nodes.database.sync_fd)
+def _is_same_thing(node: Node, there: Entry) -> bool:
+    """Whether what has appeared at the target of a move is what was to be moved."""
+    if there.kind is not node.kind:
+        return False
+    if there.id is not None and node.base_id is not None:
+        return there.id == node.base_id
+    if node.kind is not Kind.FILE:
+        return True  # a directory's own listing will tell more
+    if there.version == node.base_version:
+        return True
+    mtime_ns = there.attributes.mtime_ns
+    return there.size == node.base_size and mtime_ns is not None and mtime_ns == node.base_mtime_ns

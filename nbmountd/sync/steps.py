@@ -13,15 +13,17 @@ from weakref import WeakValueDictionary
 import trio
 
 from nbmountd.backends.base import Backend
-from nbmountd.disk.content import Content, ContentStore
-from nbmountd.disk.database import Node
+from nbmountd.disk.content import Content, ContentStore, Layer
+from nbmountd.disk.database import Node, Transaction
 from nbmountd.errors import (
-    NotFound,
     ParentMissing,
     RemoteError,
     RemoteExists,
     RemoteNotFound,
     RemoteProtocolError,
+    RemoteUnavailable,
+    RemoteUnsupported,
+    StaleFile,
     VersionMismatch,
 )
 from nbmountd.fs.adopt import base_values
@@ -30,6 +32,7 @@ from nbmountd.fs.reads import Reads
 from nbmountd.fs.refresh import Refresh
 from nbmountd.log import get_logger
 from nbmountd.model import Attributes, Entry, Kind, Place, Version
+from nbmountd.sync.journal_ticket import JournalTicket, all_begun, begun
 from nbmountd.sync.plan import (
     TEMPORARY_PREFIX,
     MakeDirectory,
@@ -43,6 +46,9 @@ from nbmountd.sync.plan import (
 )
 from nbmountd.sync.settle import Settle
 from nbmountd.sync.upload import Snapshot
+
+KEPT_FOR_READERS = 256 * 2**20
+"""Up to so much is fetched of a file that is removed or replaced while programs here have it open. A guess."""
 
 _log = get_logger(__name__)
 
@@ -61,6 +67,12 @@ class Steps:
         self._settle = settle
         self._snapshots: dict[int, Snapshot] = {}
         self._locks: WeakValueDictionary[int, trio.Lock] = WeakValueDictionary()
+        self._open_questions: dict[int, Content] = {}
+        """Contents of which an upload may have arrived or not: kept as they were then, until that is known."""
+        for ino, layer in all_begun(nodes.database).items():
+            node = nodes.database.get(ino)
+            if node is not None and node.unsent and node.link_of is None:
+                self._keep_open(store.open(node), layer)
 
     def incomplete(self, node: Node) -> bool:
         """Whether bytes of the file are only on the remote."""
@@ -80,16 +92,16 @@ class Steps:
             return base == step.at and local is None
         if isinstance(step, Move):
             wanted = local is not None or step.target.name.startswith(TEMPORARY_PREFIX)
-            return base == step.source and wanted and self._replaced_fits(step.replaces, step.target)
+            return base == step.source and wanted and self._replaced_fits(step.replaces, node, step.target)
         if isinstance(step, Upload):
-            return local == step.at and base in (None, step.at) and self._replaced_fits(step.replaces, step.at)
+            return local == step.at and base in (None, step.at) and self._replaced_fits(step.replaces, node, step.at)
         if isinstance(step, (MakeDirectory, MakeSymlink)):
-            return local == step.at and base is None
+            return local == step.at and base is None and self._is_free(node, step.at)
         return base is not None and base == local
 
-    def _replaced_fits(self, ino: int | None, at: Position) -> bool:
+    def _replaced_fits(self, ino: int | None, node: Node, at: Position) -> bool:
         if ino is None:
-            return True
+            return self._is_free(node, at)
         replaced = self._nodes.database.get(ino)
         return (
             replaced is not None
@@ -97,11 +109,17 @@ class Steps:
             and (replaced.base_parent, replaced.base_name) == (at.parent, at.name)
         )
 
+    def _is_free(self, node: Node, at: Position) -> bool:
+        """Whether no other node is at that place on the remote, as far as is known."""
+        occupant = self._nodes.database.base_child(at.parent, at.name)
+        return occupant is None or occupant is node
+
     async def carry_out(self, step: Step, node: Node) -> None:
         """Does it. Raises RemoteError or LocalError when it was not done; a conflict found and settled is done."""
         names = _names(step, node)
         for parent, name in names:
             self._nodes.touch(parent, name, running=True)
+        self._nodes.working[node.ino] += 1
         try:
             if isinstance(step, Upload):
                 await self._upload(step, node)
@@ -116,11 +134,15 @@ class Steps:
             else:
                 await self._set_attributes(node)
         except ParentMissing:
-            await self._settle.parent_missing(self._nodes, names[0][0])
+            await self._settle.parent_missing(names[0][0])
             raise
         finally:
             for parent, name in names:
                 self._nodes.touch(parent, name, running=False)
+            self._nodes.working[node.ino] -= 1
+            if not self._nodes.working[node.ino]:
+                del self._nodes.working[node.ino]
+            self._nodes.drop_if_unused(node)
 
     # -- uploads ------------------------------------------------------------------------------------------------------
 
@@ -130,41 +152,103 @@ class Steps:
 
     async def _upload_alone(self, step: Upload, node: Node) -> None:
         began = time.monotonic()
+        replaced = node if step.replaces is None else self._nodes.get(step.replaces)
+        if replaced is not node:
+            await self._keep_for_readers(replaced)
         content = self._store.open(self._nodes.owner(node))
         layers = self._store.freeze(content)
         algorithm = self._nodes.capabilities.checksum_algorithm
-        snapshot = Snapshot(self._store, content, layers, self._ensure, algorithm)
-        self._snapshots[node.ino] = snapshot
-        replaced = node if step.replaces is None else self._nodes.get(step.replaces)
+        in_doubt = False
         try:
-            attributes, sending = self._attributes(self._nodes.owner(node))
-            entry = await self._send(step, replaced, snapshot, attributes)
+            snapshot = self._earlier_snapshot(node, content, layers)
+            entry = None
+            attributes, version = self._attributes(self._nodes.owner(node)), None
+            if snapshot is not None:
+                place, version = self._target(step, replaced)
+                entry = await self._settle.arrived(place, version, snapshot)
+            if snapshot is None or entry is None:
+                snapshot = Snapshot(self._store, content, layers, self._ensure, algorithm)
+                self._snapshots[node.ino] = snapshot
+                entry = await self._send(step, node, replaced, snapshot, attributes)
             if entry is None:
                 return  # settled as a conflict; the copy goes out as a new file
-            await self._confirm(step, node, content, snapshot, entry, sending)
+            await self._confirm(step, node, content, snapshot, entry, attributes)
             _log.info(
                 "uploaded", path=self._nodes.local_path(node), size=snapshot.size,
                 seconds=round(time.monotonic() - began, 2),
             )  # fmt: skip
+        except RemoteError as exc:
+            in_doubt = exc.in_doubt or _was_in_doubt(exc)
+            raise
         finally:
-            del self._snapshots[node.ino]
-            self._store.thaw(content)
+            self._snapshots.pop(node.ino, None)
+            self._let_go(node)
+            if in_doubt and layers and node.link_of is None and content.layers[: len(layers)] == layers:
+                content.users += 1
+                self._keep_open(content, layers[-1].id)
+            else:
+                self._store.thaw(content)
             self._store.release(content)
-            self._nodes.drop_if_unused(node)
 
-    async def _ensure(self, content: Content, start: int, stop: int, layers: Any) -> None:
-        await self._reads.ensure(content, start, stop, layers)
+    def _earlier_snapshot(self, node: Node, content: Content, layers: list[Layer]) -> Snapshot | None:
+        """The older part of these layers, if that was sent before and nobody knows whether it arrived."""
+        newest = begun(self._nodes.database, node.ino)
+        if newest is None or not layers or layers[-1].id == newest or newest not in [layer.id for layer in layers]:
+            return None
+        older = [layer for layer in layers if layer.id <= newest]
+        return Snapshot(self._store, content, older, self._ensure, None)
 
-    async def _send(self, step: Upload, replaced: Node, snapshot: Snapshot, attributes: Attributes) -> Entry | None:
-        """The entry of the uploaded file; None when the remote's version had to be kept beside ours."""
-        node = self._nodes.get(step.ino)
-        if replaced.base_parent is None:
-            place, version = self._nodes.place_in(step.at.parent, step.at.name), None
-        else:
-            place, version = self._nodes.place(replaced), Version(replaced.base_version or "")
-        ticket = self._settle.ticket(snapshot.layers[-1].id if snapshot.layers else 0, node.ino)
+    def _keep_open(self, content: Content, newest: int) -> None:
+        """Takes over one use of the content: its layers up to `newest` stay as they were when they were sent."""
+        self._let_go(content.node)
+        for layer in content.layers:
+            if layer.id <= newest:
+                layer.frozen = True
+        self._open_questions[content.node.ino] = content
+
+    def _let_go(self, node: Node) -> None:
+        content = self._open_questions.pop(node.ino, None)
+        if content is not None:
+            self._store.release(content)
+
+    async def _ensure(self, content: Content, start: int, stop: int, layers: list[Layer]) -> None:
+        await self._reads.ensure(content, start, stop, layers, patient=True)
+
+    async def _keep_for_readers(self, old: Node) -> None:
+        """The remote is about to lose a file that programs here may still have open: what they may read is fetched."""
+        content = self._store.peek(old.ino)
+        if content is None or not self._nodes.opens[old.ino] or content.stale:
+            return
+        missing = sum(stop - start for start, stop in content.missing(0, content.size))
+        if not missing:
+            return
+        if missing > KEPT_FOR_READERS:
+            _log.warning("open here, removed and too large to be fetched first", inode=old.ino, missing=missing)
+            return
         try:
-            if version is not None and replaced is node and self._nodes.capabilities.ranged_writes and snapshot.layers:
+            await self._reads.ensure(content, 0, content.size, patient=True)
+        except (StaleFile, RemoteNotFound):
+            return  # it is gone from the remote already
+
+    def _target(self, step: Upload, replaced: Node) -> tuple[Place, Version | None]:
+        """Where an upload goes, and which version it replaces there."""
+        if replaced.base_parent is None:
+            return self._nodes.place_in(step.at.parent, step.at.name), None
+        return self._nodes.place(replaced), Version(replaced.base_version or "")
+
+    async def _send(
+        self, step: Upload, node: Node, replaced: Node, snapshot: Snapshot, attributes: Attributes
+    ) -> Entry | None:
+        """The entry of the uploaded file; None when the remote's version had to be kept beside ours."""
+        place, version = self._target(step, replaced)
+        can = self._nodes.capabilities
+        try:
+            if version is not None and not can.atomic_replace and not snapshot.whole:
+                await snapshot.fetch_all()  # the remote's old bytes are gone with the first new one
+            ticket = JournalTicket(self._nodes.database, snapshot.top, node.ino)
+            if snapshot.top and node.link_of is None:
+                ticket.begin()
+            if version is not None and replaced is node and can.ranged_writes and snapshot.layers:
                 entry = await self._backend.write_ranges(
                     place, snapshot.pieces(), snapshot.size, replaces=version, attributes=attributes
                 )
@@ -172,18 +256,19 @@ class Steps:
                 entry = await self._backend.upload(
                     place, snapshot, replaces=version, attributes=attributes, ticket=ticket
                 )
-        except (VersionMismatch, RemoteExists, RemoteNotFound) as exc:
-            return await self._settle.upload(node, replaced, place, version, snapshot, exc)
+            if entry.size is not None and entry.size != snapshot.size:
+                raise RemoteProtocolError(f"the remote says it has {entry.size} bytes of {snapshot.size}", in_doubt=True)
+        except StaleFile as exc:
+            await self._settle.incomplete(node, replaced, step.at, place, exc)
+            raise
         except RemoteError as exc:
-            if not exc.in_doubt:
+            if not isinstance(exc, (VersionMismatch, RemoteExists, RemoteNotFound)) and not exc.in_doubt:
                 raise
-            return await self._settle.upload(node, replaced, place, version, snapshot, exc)
-        if entry.size is not None and entry.size != snapshot.size:
-            raise RemoteProtocolError(f"the remote has {entry.size} bytes of {snapshot.size}", in_doubt=True)
+            return await self._settle.upload(node, replaced, step.at, place, version, snapshot, attributes, exc)
         return entry
 
     async def _confirm(
-        self, step: Upload, node: Node, content: Content, snapshot: Snapshot, entry: Entry, sending: int
+        self, step: Upload, node: Node, content: Content, snapshot: Snapshot, entry: Entry, attributes: Attributes
     ) -> None:
         """The remote has the snapshot: base moves, its layers become the cached base version."""
         newer = content.layers[len(snapshot.layers) :]
@@ -197,16 +282,18 @@ class Steps:
                 change.update(self._nodes.get(step.replaces), base_parent=None)
             change.update(
                 node, base_parent=step.at.parent, base_name=step.at.name, unsent=bool(newer), size=node.size,
-                mtime_ns=node.mtime_ns, ctime_ns=node.ctime_ns, unsent_attributes=node.unsent_attributes & ~sending,
+                mtime_ns=node.mtime_ns, ctime_ns=node.ctime_ns,
+                unsent_attributes=_left(node, attributes) | _lacking(entry, attributes),
                 **(base_values(self._nodes, entry) | {"base_size": snapshot.size, "writable": node.writable}),
             )  # fmt: skip
             change.execute("DELETE FROM work WHERE ino = ?", (node.ino,))
-        await self._reads.settle(content)
-        if snapshot.layers:
-            await trio.to_thread.run_sync(lambda: self._store.absorb(content, snapshot.layers, size=snapshot.size))
-            self._store.finish_absorb(content, snapshot.layers, size=snapshot.size)
-        else:
-            content.base_size = snapshot.size
+        absorption = self._store.begin_absorb(content, snapshot.layers, size=snapshot.size)
+        try:
+            with trio.CancelScope(shield=True):
+                async with self._reads.held(content):
+                    await trio.to_thread.run_sync(absorption.copy)
+        finally:
+            self._store.finish_absorb(absorption)
         if step.replaces is not None:
             replaced = self._nodes.get(step.replaces)
             old = self._store.peek(replaced.ino)
@@ -226,119 +313,176 @@ class Steps:
         if step.replaces is not None:
             self._nodes.drop_if_unused(self._nodes.get(step.replaces))
 
-    def _attributes(self, node: Node) -> tuple[Attributes, int]:
-        """What goes along, and the bits of `unsent_attributes` that it settles."""
+    def _attributes(self, node: Node) -> Attributes:
+        """What goes along with a step."""
         can = self._nodes.capabilities
-        sending = (
-            (UNSENT_MODE if can.native_mode else 0)
-            | (UNSENT_MTIME if can.native_mtime else 0)
-            | (UNSENT_XATTRS if can.native_xattrs else 0)
-        )
-        return (
-            Attributes(
-                mode=node.mode if can.native_mode else None,
-                mtime_ns=node.mtime_ns if can.native_mtime else None,
-                xattrs=node.xattrs if can.native_xattrs and node.unsent_attributes & UNSENT_XATTRS else None,
-            ),
-            sending,
+        return Attributes(
+            mode=node.mode if can.native_mode else None,
+            mtime_ns=node.mtime_ns if can.native_mtime else None,
+            xattrs=node.xattrs if can.native_xattrs and (node.xattrs or node.unsent_attributes & UNSENT_XATTRS) else None,
         )
 
     # -- the others ---------------------------------------------------------------------------------------------------
 
     async def _make_directory(self, step: MakeDirectory, node: Node) -> None:
         place = self._nodes.place_in(step.at.parent, step.at.name)
-        attributes, sending = self._attributes(node)
+        attributes = self._attributes(node)
         try:
             entry = await self._backend.make_directory(place, attributes)
         except RemoteError as exc:
             if not isinstance(exc, RemoteExists) and not exc.in_doubt:
                 raise
-            found = await self._settle.made(node, place, exc)
+            found = await self._settle.made(node, step.at, place, exc)
             if found is None:
                 return
             entry = found
         with self._nodes.transaction() as change:
             change.update(
                 node, base_parent=step.at.parent, base_name=step.at.name,
-                unsent_attributes=node.unsent_attributes & ~sending, **base_values(self._nodes, entry),
+                unsent_attributes=_left(node, attributes) | _lacking(entry, attributes), **base_values(self._nodes, entry),
             )  # fmt: skip
 
     async def _make_symlink(self, step: MakeSymlink, node: Node) -> None:
         place = self._nodes.place_in(step.at.parent, step.at.name)
-        attributes, sending = self._attributes(node)
+        attributes = self._attributes(node)
         try:
             entry = await self._backend.make_symlink(place, node.target or "", attributes)
         except RemoteError as exc:
             if not isinstance(exc, RemoteExists) and not exc.in_doubt:
                 raise
-            found = await self._settle.made(node, place, exc)
+            found = await self._settle.made(node, step.at, place, exc)
             if found is None:
                 return
             entry = found
         with self._nodes.transaction() as change:
             change.update(
                 node, base_parent=step.at.parent, base_name=step.at.name,
-                unsent_attributes=node.unsent_attributes & ~sending, **base_values(self._nodes, entry),
+                unsent_attributes=_left(node, attributes) | _lacking(entry, attributes), **base_values(self._nodes, entry),
             )  # fmt: skip
 
     async def _move(self, step: Move, node: Node) -> None:
         source = self._nodes.place(node)
         target = self._nodes.place_in(step.target.parent, step.target.name)
-        version = _version(node)
         replaced = None if step.replaces is None else self._nodes.get(step.replaces)
         if replaced is not None:
+            await self._keep_for_readers(replaced)
             target = Place(target.path, replaced.base_id, target.parent_id)
         try:
             entry = await self._backend.move(
-                source, target, kind=node.kind, version=version, replaces=None if replaced is None else _version(replaced)
-            )
+                source, target, kind=node.kind, version=_version(node),
+                replaces=None if replaced is None else _version(replaced),
+            )  # fmt: skip
         except RemoteError as exc:
             if not isinstance(exc, (VersionMismatch, RemoteExists, RemoteNotFound)) and not exc.in_doubt:
                 raise
-            found = await self._settle.moved(node, source, target, exc)
+            found = await self._settle.moved(node, source, target, step.target, replaced, exc)
             if found is None:
                 return
             entry = found
         with self._nodes.transaction() as change:
             if replaced is not None:
                 change.update(replaced, base_parent=None)
-            values = base_values(self._nodes, entry)
-            content = self._store.peek(node.ino)
-            if node.kind is Kind.FILE:
-                values["base_size"] = node.base_size
-            change.update(node, base_parent=step.target.parent, base_name=step.target.name, **values)
-            change.execute("UPDATE cached SET version = ? WHERE ino = ?", (values["base_version"], node.ino))
-            if content is not None:
-                content.fetched_unsaved = True
+            values = self._values_after(node, entry, node.base_size, node.base_mtime_ns)
+            self._rebase(change, node, values | {"base_parent": step.target.parent, "base_name": step.target.name})
         if replaced is not None:
+            old = self._store.peek(replaced.ino)
+            if old is not None:
+                old.stale = True
             self._nodes.drop_if_unused(replaced)
 
     async def _remove(self, step: Remove, node: Node) -> None:
+        await self._keep_for_readers(node)
+        place = self._nodes.place(node)
         try:
-            await self._backend.remove(self._nodes.place(node), kind=node.kind, version=_version(node))
-        except (VersionMismatch, RemoteExists):
-            await self._settle.not_removed(node)
+            await self._backend.remove(place, kind=node.kind, version=_version(node))
+        except (VersionMismatch, RemoteExists) as exc:
+            await self._settle.not_removed(node, place, exc)
             return
         except RemoteNotFound:
             pass
         with self._nodes.transaction() as change:
             change.update(node, base_parent=None)
             change.execute("DELETE FROM work WHERE ino = ?", (node.ino,))
-        self._nodes.drop_if_unused(node)
 
     async def _set_attributes(self, node: Node) -> None:
-        attributes, sending = self._attributes(node)
-        before = node.unsent_attributes
+        place = self._nodes.place(node)
+        attributes = self._attributes(node)
         try:
-            entry = await self._backend.set_attributes(self._nodes.place(node), attributes, kind=node.kind)
+            before = await self._backend.stat(place)
+            if before.kind is not node.kind or (node.kind is Kind.FILE and before.version != node.base_version):
+                await self._settle.look_at_parent(node)
+                raise RemoteUnavailable("it was changed on the remote; that comes first")
+            entry = await self._backend.set_attributes(place, attributes, kind=node.kind)
         except RemoteNotFound as exc:
             await self._settle.look_at_parent(node)
-            raise NotFound(f"{node.name} is no longer on the remote") from exc
+            raise RemoteUnavailable("it is no longer on the remote") from exc
+        except RemoteUnsupported as exc:
+            _log.debug("attributes stay here", path=self._nodes.local_path(node), cause=exc)
+            with self._nodes.transaction() as change:
+                change.update(node, unsent_attributes=0)
+            return
         with self._nodes.transaction() as change:
-            left = node.unsent_attributes & ~sending if node.unsent_attributes == before else node.unsent_attributes
-            values = base_values(self._nodes, entry)
-            change.update(node, unsent_attributes=left, **values)
-            change.execute("UPDATE cached SET version = ? WHERE ino = ?", (values["base_version"], node.ino))
+            values = self._values_after(node, entry, before.size, before.attributes.mtime_ns, attributes.mtime_ns)
+            self._rebase(change, node, values | {"unsent_attributes": _left(node, attributes)})
+
+    def _values_after(
+        self, node: Node, entry: Entry, size: int | None, mtime_ns: int | None, sent_mtime_ns: int | None = None
+    ) -> dict[str, Any]:
+        """The base values after a step that leaves the bytes alone. Some remotes give another version then. It is believed
+        to be the same bytes only if size and mtime are what they must be; else the next listing finds another version."""
+        values = base_values(self._nodes, entry)
+        if node.kind is not Kind.FILE or entry.version == node.base_version:
+            return values | ({"base_size": node.base_size} if node.kind is Kind.FILE else {})
+        now_ns = entry.attributes.mtime_ns
+        granularity = self._nodes.capabilities.mtime_granularity_ns
+        as_sent = sent_mtime_ns is not None and now_ns is not None and abs(now_ns - sent_mtime_ns) < granularity
+        if entry.size == size and (now_ns == mtime_ns or as_sent):
+            return values | {"base_size": node.base_size}
+        return {"base_id": entry.id}
+
+    def _rebase(self, change: Transaction, node: Node, values: dict[str, Any]) -> None:
+        """Moves base; what is cached of the old version is of the new one."""
+        change.update(node, **values)
+        if "base_version" in values and node.kind is Kind.FILE:
+            change.execute(
+                "UPDATE cached SET version = ? WHERE ino = ? AND version = ?",  # a stale row must not become believable
+                (values["base_version"], node.ino, node.base_version),
+            )
+            content = self._store.peek(node.ino)
+            if content is not None:
+                content.fetched_unsaved = True
+
+
+def _left(node: Node, sent: Attributes) -> int:
+    """The bits of `unsent_attributes` of what is still other than what was sent."""
+    left = node.unsent_attributes
+    if sent.mode == node.mode:
+        left &= ~UNSENT_MODE
+    if sent.mtime_ns == node.mtime_ns:
+        left &= ~UNSENT_MTIME
+    if sent.xattrs is not None and dict(sent.xattrs) == node.xattrs:
+        left &= ~UNSENT_XATTRS
+    return left
+
+
+def _lacking(entry: Entry, sent: Attributes) -> int:
+    """Bits of what was to go with a new content and did not arrive with it: the answer of an earlier attempt was lost, or
+    another request stores them and failed. An mtime is allowed the seconds that remotes cut or move."""
+    has = entry.attributes
+    if entry.kind is Kind.SYMLINK:
+        return 0
+    lacking = UNSENT_MODE if sent.mode is not None and has.mode not in (None, sent.mode) else 0
+    if entry.kind is Kind.FILE and sent.mtime_ns is not None and has.mtime_ns is not None:
+        lacking |= UNSENT_MTIME if abs(sent.mtime_ns - has.mtime_ns) > 2 * 10**9 else 0
+    if sent.xattrs is not None and has.xattrs is not None and dict(sent.xattrs) != dict(has.xattrs):
+        lacking |= UNSENT_XATTRS
+    return lacking
+
+
+def _was_in_doubt(exc: RemoteError) -> bool:
+    """Whether the first cause of an error was a lost answer: what was sent may still arrive."""
+    cause = exc.__cause__
+    return isinstance(cause, RemoteError) and (cause.in_doubt or _was_in_doubt(cause))
 
 
 def _version(node: Node) -> Version | None:
@@ -346,7 +490,7 @@ def _version(node: Node) -> Version | None:
 
 
 def _names(step: Step, node: Node) -> list[tuple[int | None, str]]:
-    """The remote names that the step changes."""
+    """The remote names that the step changes; the first is where it leaves the node."""
     if isinstance(step, Move):
         return [(step.target.parent, step.target.name), (step.source.parent, step.source.name)]
     if isinstance(step, SetAttributes):

@@ -6,6 +6,7 @@ snapshot is never held in memory. It knows no backend.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Awaitable, Callable
 
@@ -13,6 +14,7 @@ import trio
 
 from nbmountd.backends.base import Piece
 from nbmountd.disk.content import Content, ContentStore, Layer
+from nbmountd.disk.layers import LOST, Segment, pread
 
 WINDOW = 8 * 2**20
 """Missing bytes are fetched in pieces of this size while the upload runs."""
@@ -24,7 +26,8 @@ class Snapshot:
     """The content as it was when the upload began; a `Body` for backends. `layers` are frozen by the caller.
 
     `read` is called in worker threads of the loop that made the snapshot; it may raise RemoteError or StaleFile when
-    missing bytes cannot be fetched. With `algorithm` (a hashlib name), `digest` is that of the bytes read from the start.
+    missing bytes cannot be fetched, OSError when the local disk has lost some. With `algorithm` (a hashlib name), `digest`
+    is that of the bytes read from the start.
     """
 
     def __init__(
@@ -37,12 +40,18 @@ class Snapshot:
         self._algorithm = algorithm
         self.size = layers[-1].size if layers else content.base_size
         self.sent = 0
-        self._all_here = all(
-            (segment.fd is None and not segment.missing) or segment.fd in {layer.fd for layer in layers}
+        ours = {layer.fd for layer in layers}
+        self.whole = all(
+            not segment.missing and (segment.fd is None or segment.fd in ours)
             for segment in content.segments(0, self.size, layers)
         )
-        """Nothing of the base is needed: the frozen layers can be read without asking the loop."""
+        """Nothing of the base is in it: the frozen layers can be read without asking the loop."""
         self._hash = hashlib.new(algorithm) if algorithm else None
+
+    @property
+    def top(self) -> int:
+        """The number of its newest layer, by which it is known again after a restart; 0 if it has none."""
+        return self.layers[-1].id if self.layers else 0
 
     def read(self, count: int = -1, /) -> bytes:
         left = self.size - self.sent
@@ -57,7 +66,7 @@ class Snapshot:
 
     def read_at(self, start: int, count: int) -> bytes:
         """Bytes from anywhere in the snapshot; in a worker thread."""
-        if self._all_here:
+        if self.whole:
             return self._content.read(start, count, layers=self.layers)
         call: Callable[[], bytes] = trio.from_thread.run(self._gather, start, count)
         return call()
@@ -66,6 +75,22 @@ class Snapshot:
         if self._content.missing(start, start + count, self.layers):
             await self._ensure(self._content, start, min(self.size, start + max(count, WINDOW)), self.layers)
         return self._store.read_later(self._content, start, count, self.layers)
+
+    async def fetch_all(self) -> None:
+        """Brings everything that is missing here. Raises as `read`."""
+        await self._ensure(self._content, 0, self.size, self.layers)
+
+    def agrees(self, start: int, piece: memoryview) -> bool:
+        """Whether these bytes from `start` on are those of the snapshot, as far as it has them here; in a worker thread."""
+        stop = start + len(piece)
+        if self.whole:
+            segments = self._content.segments(start, stop, self.layers)
+        else:
+            segments = trio.from_thread.run_sync(self._content.segments, start, stop, self.layers)
+        return stop <= self.size and all(
+            segment.missing or _bytes_of(segment) == piece[segment.start - start : segment.stop - start]
+            for segment in segments
+        )
 
     def rewind(self) -> None:
         self.sent = 0
@@ -82,6 +107,8 @@ class Snapshot:
         ours = {layer.fd for layer in self.layers}
         ranges: list[tuple[int, int]] = []
         for segment in self._content.segments(0, self.size, self.layers):
+            if segment.fd == LOST:
+                raise OSError(errno.EIO, "the local disk has lost some of these bytes")
             if segment.missing or (segment.fd is not None and segment.fd not in ours):
                 continue  # as the base has it
             if ranges and ranges[-1][1] == segment.start:
@@ -89,3 +116,8 @@ class Snapshot:
             else:
                 ranges.append((segment.start, segment.stop))
         return [Piece(start, stop, self.read_at) for start, stop in ranges]
+
+
+def _bytes_of(segment: Segment) -> bytes:
+    length = segment.stop - segment.start
+    return bytes(length) if segment.fd is None else pread(segment.fd, length, segment.start)

@@ -107,7 +107,8 @@ class FolderOutside:
         (self.root / path).write_bytes(content)
 
     def listdir(self, path: str) -> list[str]:
-        return sorted(child.name for child in (self.root / path).iterdir())
+        # Apache keeps dead properties in ".DAV", and shows it to nobody.
+        return sorted(child.name for child in (self.root / path).iterdir() if child.name != ".DAV")
 
     def mkdir(self, path: str) -> None:
         (self.root / path).mkdir()

@@ -7,8 +7,11 @@ import stat
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
 from nbmountd.backends.credentials import (
+    COMMAND_PAUSE,
     CommandSecret,
     Credential,
     EnvironmentSecret,
@@ -21,6 +24,7 @@ from nbmountd.backends.credentials import (
 )
 from nbmountd.config import WebDAVOptions
 from nbmountd.errors import ConfigError, Unauthenticated
+from nbmountd.log import mask
 
 URL = "https://dav.example/"
 
@@ -216,3 +220,40 @@ def _script(directory: Path, command: str) -> Path:
     path.write_text(f"#!/bin/sh\n{command}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
+
+
+async def test_what_was_read_is_masked_in_logs_from_then_on(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_text("correct-horse-of-the-test\n")
+
+    header = await basic("alice", FileSecret(path)).authorization()
+
+    assert header is not None
+    assert "correct-horse" not in mask("it was correct-horse-of-the-test")
+    assert header.removeprefix("Basic ") not in mask(f"sent {header.removeprefix('Basic ')}")
+
+
+async def test_a_fingerprint_changes_with_the_file_and_only_then_and_tells_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    credential = bearer(FileSecret(path))
+    missing = credential.fingerprint()
+    path.write_text("first-token")
+    first = credential.fingerprint()
+    await credential.authorization()
+    again = credential.fingerprint()
+    new = tmp_path / "new"
+    new.write_text("other-token")
+    new.replace(path)
+
+    assert first == again
+    assert len({missing, first, credential.fingerprint()}) == 3
+    assert "token" not in repr(first)
+
+
+async def test_a_command_is_worth_asking_again_once_a_minute(autojump_clock: trio.testing.MockClock) -> None:
+    credential = bearer(CommandSecret(["printf", "token"]))
+    now = credential.fingerprint()
+    await trio.sleep(COMMAND_PAUSE)
+
+    assert credential.fingerprint() != now
+    assert basic("alice", InlineSecret("x", "password")).fingerprint() == anonymous().fingerprint()

@@ -14,9 +14,11 @@ import trio
 
 from nbmountd.backends.base import NoTicket
 from nbmountd.backends.multistatus import MultiStatusParser
-from nbmountd.backends.webdav import DIRECT_LIMIT, TEMPORARY, WebDAVBackend
+from nbmountd.backends.policy import PolicyBackend
+from nbmountd.backends.webdav import WebDAVBackend
 from nbmountd.backends.webdav_entries import Addresses, Directory, parse_date, parse_etag, version_of
 from nbmountd.backends.webdav_habits import recognise
+from nbmountd.backends.webdav_share import DIRECT_LIMIT, TEMPORARY
 from nbmountd.config import WebDAVOptions
 from nbmountd.errors import (
     ConfigError,
@@ -33,7 +35,7 @@ from nbmountd.errors import (
     Unauthenticated,
     VersionMismatch,
 )
-from nbmountd.model import Attributes, Kind, Place, Version
+from nbmountd.model import Attributes, Health, Kind, Place, Version
 from tests.backends.suite import BytesBody, Collector, at, free, listing, pattern, read, upload
 from tests.servers import ApacheServer, BrokenServer, NginxServer, ServerProcess, WsgiDAVServer
 from tests.servers.broken import CONTENT
@@ -174,6 +176,28 @@ def test_a_url_that_cannot_work_is_a_configuration_error(url: str, text: str) ->
         WebDAVBackend(WebDAVOptions(url=url))
 
     assert "pw" not in str(caught.value)
+
+
+async def test_a_rotated_password_file_brings_the_mount_back_by_itself(apache: ServerProcess, tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_text("wrong\n")
+    options = WebDAVOptions(url=apache.url, user=apache.user, password_file=str(path))
+    backend = WebDAVBackend(options)
+    policy = PolicyBackend(backend, credential=backend.credential_fingerprint)
+    with pytest.raises(Unauthenticated):
+        await policy.connect()
+    refused = backend.statistics().requests
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(policy.run)
+        path.write_text(f"{apache.password}\n")
+        with trio.fail_after(10):
+            while policy.health is not Health.LIVE:
+                await policy.wait_health_change()
+        nursery.cancel_scope.cancel()
+    await policy.aclose()
+
+    assert refused == 1
+    assert "wrong" not in repr(backend.credential_fingerprint())
 
 
 async def test_a_wrong_password_is_sent_once_and_says_what_to_change(apache: ServerProcess, tmp_path: Path) -> None:
@@ -561,7 +585,7 @@ async def test_atomic_replace_may_be_said_in_the_configuration(apache: ServerPro
     async with mounted(apache, "said", atomic_replace=False) as backend:
         await upload(backend, free("file"), b"small")
 
-    assert await methods(apache, 5, "said") == [*CONNECTING, "PUT", "MOVE", "PROPFIND"]
+        assert await methods(apache, 5, "said") == [*CONNECTING, "PUT", "PROPFIND", "MOVE"]
 
 
 async def test_an_upload_that_others_replaced_at_once_has_a_version_that_matches_nothing(apache: ServerProcess) -> None:
@@ -570,7 +594,7 @@ async def test_an_upload_that_others_replaced_at_once_has_a_version_that_matches
         await upload(backend, free("file"), b"ours")
         (apache.root / "overtaken" / "file").write_bytes(b"theirs, longer")
 
-        entry = await backend._look_after(free("file"), size=4)
+        entry = await backend._share._look_after(free("file"), size=4)
         theirs = await backend.stat(free("file"))
 
     assert entry.size == 4
@@ -608,8 +632,13 @@ async def test_a_read_only_mount_sends_no_change(apache: ServerProcess) -> None:
     assert await methods(apache, 3, "fixed") == [*CONNECTING, "PROPFIND"]
 
 
-async def test_attributes_are_refused_where_there_is_no_place_for_them(apache: ServerProcess) -> None:
-    async with mounted(apache, "attributes") as backend:
+async def test_attributes_are_refused_where_there_is_no_place_for_them(tmp_path: Path) -> None:
+    with NginxServer(tmp_path / "root", tmp_path / "work") as nginx:
+        await attributes_are_refused(nginx)
+
+
+async def attributes_are_refused(server: ServerProcess) -> None:
+    async with mounted(server, "attributes") as backend:
         await upload(backend, free("x"), b"1")
         with pytest.raises(RemoteUnsupported):
             await backend.set_attributes(free("x"), Attributes(mtime_ns=1, mode=0o600), kind=Kind.FILE)

@@ -8,6 +8,7 @@ a log is shown when its test fails.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ HANG_LIMIT = 150
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # As Ctrl-C does: through the fixtures, so that no mount and no server is left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.addinivalue_line("markers", "expects_log(*patterns): log lines above `info` that this test brings about")
 
 
@@ -35,16 +38,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def the_right_to_mount() -> None:
+def the_right_to_mount() -> Iterator[None]:
     """Skips where FUSE cannot work, but never in CI, where that would hide everything."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK) and "CI" not in os.environ:
         pytest.skip("/dev/fuse cannot be opened here")
+    yield
+    judge_logs([])
 
 
 @pytest.fixture(autouse=True)
 def no_surprises(request: pytest.FixtureRequest) -> Iterator[None]:
     """Ends a test that hangs in a mount, and judges the logs of all daemons that lived during the test."""
-    patterns = [str(p) for marker in request.node.iter_markers("expects_log") for p in marker.args]
+    judge_logs([])  # of daemons that several tests shared and that were stopped since the last one
     watchdog = threading.Timer(HANG_LIMIT, harness.abandon_all)
     watchdog.daemon = True
     watchdog.start()
@@ -52,7 +57,14 @@ def no_surprises(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
 
     watchdog.cancel()
-    found = [line for daemon in harness.LIVE for line in harness.surprises(daemon.new_log_lines(), patterns)]
+    judge_logs([str(pattern) for marker in request.node.iter_markers("expects_log") for pattern in marker.args])
+
+
+def judge_logs(allowed: list[str]) -> None:
+    """Fails if any daemon logged what nobody expected since the last call."""
+    lines = [*harness.UNJUDGED, *(line for daemon in harness.LIVE for line in daemon.new_log_lines())]
+    harness.UNJUDGED.clear()
+    found = harness.surprises(lines, allowed)
     assert not found, "unexpected in the log:\n" + "\n".join(found)
 
 
@@ -60,6 +72,8 @@ def no_surprises(request: pytest.FixtureRequest) -> Iterator[None]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
     report = yield
     if report.failed:
+        if harness.UNJUDGED:
+            report.sections.append(("log of daemons that are gone", "\n".join(harness.UNJUDGED[-100:])))
         for daemon in harness.LIVE:
             tail = daemon.log.read_text(errors="replace").splitlines()[-100:]
             report.sections.append((f"log of the daemon in {daemon.home}", "\n".join(tail)))

@@ -11,26 +11,23 @@ import os
 import re
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 from nbmountd.control import schema
 from nbmountd.control.client import ControlError, ask_sync
-
-T = TypeVar("T")
-
-MARKER = "NBMOUNTD_TEST_HOME"
-"""Set in the environment of every process of a daemon under test, so that what is left behind can be found."""
+from tests.mounted.kernel import MARKER, Process, mounts_below, processes_of
+from tests.mounted.kernel import eventually as eventually  # test_resume.py asks for both here
+from tests.mounted.kernel import same_tree as same_tree
 
 LIVE: list[Daemon] = []
 """Every daemon whose home still exists; conftest.py looks here for logs to judge and for what to clean."""
+
+UNJUDGED: list[str] = []
+"""Log lines of daemons that are gone, until conftest.py has judged them."""
 
 
 def program(name: str) -> list[str]:
@@ -39,58 +36,6 @@ def program(name: str) -> list[str]:
     if installed.exists():
         return [str(installed)]
     return [sys.executable, "-c", f"from nbmountd.cli import {name}; {name}()"]
-
-
-def eventually(look: Callable[[], T | None], within: float, what: str) -> T:
-    """The first true value of `look`, asked for again and again; fails after `within` seconds."""
-    deadline = time.monotonic() + within
-    while True:
-        if found := look():
-            return found
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {within} s: {what}")
-        time.sleep(0.02)
-
-
-def mounts_below(directory: Path) -> list[str]:
-    """Mount points at or below `directory`, deepest first, dead ones too (mountinfo asks no file system)."""
-    found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        point = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4])
-        if point == str(directory) or point.startswith(f"{directory}/"):
-            found.append(point)
-    return sorted(found, reverse=True)
-
-
-@dataclass(frozen=True)
-class Process:
-    """A living process (not a defunct one) of a daemon under test. Memory in bytes."""
-
-    pid: int
-    parent: int
-    command: str
-
-    @property
-    def peak_resident(self) -> int:
-        match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
-        assert match is not None
-        return int(match[1]) * 1024
-
-
-def processes_of(home: Path, session: int | None) -> list[Process]:
-    """Living processes that carry the marker of `home` or belong to `session`."""
-    marker = f"{MARKER}={home}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            state, parent, _, sid = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-            ours = int(sid) == session or marker in (entry / "environ").read_bytes().split(b"\0")
-            if ours and state not in "ZX":
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                found.append(Process(int(entry.name), int(parent), command))
-    return found
 
 
 def toml(value: object) -> str:
@@ -202,13 +147,15 @@ class Daemon:
 
     def discard(self) -> None:
         """Leaves nothing: no process, no mount, no file. May be called in any state, and twice."""
+        if self in LIVE:
+            # Before the killing: what workers say of a supervisor killed here is no news.
+            UNJUDGED.extend(self.new_log_lines())
+            LIVE.remove(self)
         self.abandon()
         if self.child is not None:
             self.child.wait(10)
         for point in mounts_below(self.home):
             subprocess.run(["umount", "-l", point], check=False, capture_output=True)
-        if self in LIVE:
-            LIVE.remove(self)
         shutil.rmtree(self.home, ignore_errors=True)
 
     # --- talking to it -------------------------------------------------------------------------------------------------
@@ -298,37 +245,3 @@ def daemon_over(mounts: Mapping[str, Mapping[str, object]], **daemon_keys: objec
             daemon.terminate()
     finally:
         daemon.discard()
-
-
-def drop_pages(path: Path) -> None:
-    """Makes the kernel forget the clean pages of a file, so that the next read asks whoever serves it."""
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def same_tree(left: Path, right: Path) -> list[str]:
-    """Differences in names, kinds and bytes between two directories; empty when there are none."""
-    differences: list[str] = []
-
-    def walk(relative: Path) -> None:
-        names = {entry.name: entry for entry in os.scandir(left / relative)}
-        others = {entry.name: entry for entry in os.scandir(right / relative)}
-        lonely = sorted(names.keys() ^ others.keys())
-        differences.extend(f"{relative / name} is only in {'left' if name in names else 'right'}" for name in lonely)
-        for name in sorted(names.keys() & others.keys()):
-            if kind_of(names[name]) != kind_of(others[name]):
-                differences.append(f"{relative / name} differs in kind")
-            elif names[name].is_symlink():
-                if os.readlink(names[name]) != os.readlink(others[name]):
-                    differences.append(f"{relative / name} points elsewhere")
-            elif names[name].is_dir():
-                walk(relative / name)
-            elif (left / relative / name).read_bytes() != (right / relative / name).read_bytes():
-                differences.append(f"{relative / name} differs in bytes")
-
-    walk(Path())
-    return differences
-
-
-def kind_of(entry: os.DirEntry[str]) -> int:
-    return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.mounted.conftest import Rig, webdav_mount
-from tests.mounted.harness import Daemon, daemon_over, mounts_below
+from tests.mounted.harness import Daemon, daemon_over
+from tests.mounted.kernel import mounts_below
 from tests.servers import ServerProcess, WsgiDAVServer
 
 DONE, FAILED, USAGE, NOT_RUNNING, NOT_SAFE = 0, 1, 2, 3, 4

@@ -11,9 +11,10 @@ import pytest
 
 from tests.mounted.conftest import Rig, webdav_mount
 from tests.mounted.harness import daemon_over
+from tests.mounted.kernel import listed
 from tests.servers import ServerProcess
 
-pytestmark = pytest.mark.expects_log("conflict")
+pytestmark = pytest.mark.expects_log("conflict", "changed on the remote: it comes back")
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_a_change_here_wins_over_a_removal_there(rig: Rig) -> None:
     (rig.root / "kept.txt").unlink()
     rig.daemon.sync()
 
-    kept = [path.read_text() for path in rig.root.iterdir()]
+    kept = [(rig.root / name).read_text() for name in listed(rig.root)]
     assert kept == ["changed here"]
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.conftest import Rig, directory_mount
-from tests.mounted.harness import Daemon, daemon_over, same_tree
+from tests.mounted.harness import Daemon, daemon_over
+from tests.mounted.kernel import same_tree
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ import pytest
 import trustme
 
 from tests.mounted.conftest import directory_mount, webdav_mount
-from tests.mounted.harness import Daemon, daemon_over, eventually, mounts_below, program
+from tests.mounted.harness import Daemon, daemon_over, program
+from tests.mounted.kernel import eventually, mounts_below
 from tests.servers import ServerProcess, WsgiDAVServer
 
 DEADLINE = 3.0

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.mounted.conftest import Rig, webdav_mount
-from tests.mounted.harness import daemon_over, eventually
+from tests.mounted.harness import daemon_over
+from tests.mounted.kernel import eventually
 from tests.servers import ServerProcess
 
 FRESHNESS = 2.0

@@ -16,6 +16,7 @@ import pytest
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
 
 from tests.mounted.conftest import Rig
+from tests.mounted.kernel import listed
 
 T = TypeVar("T")
 
@@ -102,7 +103,7 @@ def test_checkpoints_and_intermediate_files_stay_here(contents: Any, folder: Rig
 
     folder.daemon.sync(folder.mount)
 
-    assert [path.name for path in folder.root.iterdir()] == ["work.ipynb"]
+    assert listed(folder.root) == ["work.ipynb"]
     assert (folder.mount / ".ipynb_checkpoints").is_dir()
 
 
@@ -128,4 +129,4 @@ def test_a_folder_with_notebooks_is_deleted(contents: Any, folder: Rig) -> None:
     folder.daemon.sync(folder.mount)
 
     assert not (folder.mount / "project").exists()
-    assert list(folder.root.iterdir()) == []
+    assert listed(folder.root) == []

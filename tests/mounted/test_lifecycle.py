@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.conftest import Rig, directory_mount, webdav_mount
-from tests.mounted.harness import Daemon, eventually, mounts_below, processes_of
+from tests.mounted.harness import Daemon
+from tests.mounted.kernel import eventually, listed, mounts_below, processes_of
 from tests.servers import ServerProcess, WsgiDAVServer
 
 NEVER = 3600.0
@@ -38,7 +39,7 @@ def unsent(apache_server: ServerProcess, request: pytest.FixtureRequest) -> Iter
 def test_a_signal_drains_unmounts_and_leaves_nothing(unsent: Rig, number: signal.Signals) -> None:
     (unsent.mount / "folder").mkdir()
     (unsent.mount / "folder" / "written.txt").write_text("written just before the signal")
-    assert os.listdir(unsent.root) == []
+    assert listed(unsent.root) == []
 
     status = unsent.daemon.terminate(number)
 

@@ -19,7 +19,7 @@ import pandas
 import pytest
 
 from tests.mounted.conftest import Rig
-from tests.mounted.harness import drop_pages, same_tree
+from tests.mounted.kernel import drop_pages, listed, same_tree
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_a_file_removed_while_open_stays_usable(folder: Rig) -> None:
         assert os.listdir(folder.mount) == []
 
     folder.daemon.sync(folder.mount)
-    assert os.listdir(folder.root) == []
+    assert listed(folder.root) == []
 
 
 def test_a_file_replaced_while_open_stays_readable(folder: Rig) -> None:
@@ -231,7 +231,7 @@ def test_a_thousand_files_are_removed_by_rm(folder: Rig) -> None:
     for number in range(1000):
         (folder.mount / f"{number}").write_bytes(b"x")
     folder.daemon.sync(folder.mount)
-    assert len(os.listdir(folder.root)) == 1000
+    assert len(listed(folder.root)) == 1000
 
     subprocess.run(["rm", "-r", str(folder.mount)], check=True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.conftest import Rig
-from tests.mounted.harness import drop_pages
+from tests.mounted.kernel import drop_pages
 
 MIB = 2**20
 GIB = 2**30

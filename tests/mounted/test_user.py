@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.conftest import directory_mount
-from tests.mounted.harness import Daemon, eventually, processes_of
+from tests.mounted.harness import Daemon
+from tests.mounted.kernel import eventually, processes_of
 
 NOBODY = 65534
 """Has a name in /etc/passwd, which fusermount3 insists on."""
@@ -76,22 +77,21 @@ class UserDaemon(Daemon):
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[UserDaemon]:
+def daemon() -> Iterator[UserDaemon]:
     if os.geteuid() != 0:
         pytest.skip("needs root to make an ordinary user's surroundings")
     python = python_for_users()
     if python is None:
         pytest.skip("no interpreter with pyfuse3 that an ordinary user may execute")
-    source = tmp_path / "source"
+    daemon = UserDaemon({})
+    source = daemon.home / "source"
     source.mkdir()
     (source / "file.txt").write_text("hello\n")
-    for directory in (source, tmp_path, *list(tmp_path.parents)[:2]):
-        directory.chmod(0o777 if directory == source else 0o755)
-    daemon = UserDaemon({"mine": directory_mount(source)})
+    daemon.mounts["mine"] = directory_mount(source)
+    daemon.write_config()
     daemon.python = python
     for path in (daemon.home, *daemon.home.rglob("*")):
         os.chown(path, NOBODY, NOBODY)
-    daemon.home.chmod(0o755)
     try:
         yield daemon
     finally:
@@ -104,7 +104,7 @@ def test_a_user_mounts_uses_and_stops(daemon: UserDaemon) -> None:
 
     used = daemon.run(f"cat {mount}/file.txt; echo written > {mount}/new.txt; chmod 640 {mount}/new.txt; cat {mount}/new.txt")
     daemon.sync()
-    new = Path(str(daemon.mounts["mine"]["source"])) / "new.txt"
+    new = daemon.home / "source" / "new.txt"
 
     assert (used.returncode, used.stdout) == (0, "hello\nwritten\n"), used.stderr
     assert (new.read_text(), new.stat().st_uid, new.stat().st_mode & 0o777) == ("written\n", NOBODY, 0o640)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.conftest import Rig
-from tests.mounted.harness import same_tree
+from tests.mounted.kernel import listed, same_tree
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_saving_by_a_temporary_file_replaces_the_target(folder: Rig) -> None:
     (folder.mount / "report.csv.tmp").replace(folder.mount / "report.csv")
 
     assert_safe_and_equal(folder)
-    assert os.listdir(folder.root) == ["report.csv"]
+    assert listed(folder.root) == ["report.csv"]
 
 
 def test_renaming_a_directory_takes_its_files_along(folder: Rig) -> None:
@@ -132,7 +132,7 @@ def test_renaming_a_directory_takes_its_files_along(folder: Rig) -> None:
 
     assert not (folder.mount / "old").exists()
     assert_safe_and_equal(folder)
-    assert os.listdir(folder.root) == ["new"]
+    assert listed(folder.root) == ["new"]
     assert (folder.root / "new" / "deep" / "0.txt").read_text() == "0\nand after\n"
     assert (folder.root / "new" / "unsent.txt").read_text() == "written just before\n"
 
@@ -152,7 +152,7 @@ def test_removed_files_and_directories_go(folder: Rig) -> None:
     assert refused.value.errno == errno.ENOTEMPTY
     assert os.listdir(folder.mount) == []
     assert_safe_and_equal(folder)
-    assert os.listdir(folder.root) == []
+    assert listed(folder.root) == []
 
 
 def test_what_is_made_and_removed_again_never_travels(folder: Rig) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbmountd.sync.conflicts import conflict_name
+from nbmountd.fs.conflicts import conflict_name
 
 WHEN = datetime.datetime(2026, 11, 22, 14, 3, 59)
 MARK = " (conflict 2026-11-22 1403)"

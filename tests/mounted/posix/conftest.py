@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,13 +13,18 @@ import pytest
 from tests.mounted.conftest import Rig
 from tests.mounted.posix.twins import Twins
 
+_numbers = itertools.count(1)
+
 
 @pytest.fixture
-def folder(apache: Rig, request: pytest.FixtureRequest) -> Rig:
-    """A directory of the test's own in the mount, and the same on the server."""
-    name = "posix-" + re.sub(r"[^A-Za-z0-9_]+", "-", request.node.name)[:100]
+def folder(apache: Rig, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    """A directory of the test's own in the mount, and the same on the server. It is removed at the end, so that what no
+    test waits for is never sent."""
+    name = f"posix-{next(_numbers)}-" + re.sub(r"[^A-Za-z0-9_]+", "-", request.node.name)[:100]
+    assert apache.mount.is_mount(), "without the mount both directories of a test are local, and nothing could fail"
     (apache.mount / name).mkdir()
-    return apache.below(name)
+    yield apache.below(name)
+    shutil.rmtree(apache.mount / name)
 
 
 @pytest.fixture

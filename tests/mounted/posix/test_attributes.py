@@ -269,3 +269,17 @@ def test_a_script_with_the_executable_bit_runs_and_one_without_does_not(twins: T
         return ran, os.access(script, os.X_OK), subprocess.run([script]).returncode
 
     assert twins.same(call).error == "EACCES"
+
+
+@pytest.mark.parametrize("how", ["open with O_TRUNC", "truncate"])
+def test_emptying_an_empty_file_moves_its_time(twins: Twins, how: str) -> None:
+    """`: > stamp` is how a shell touches a file, and make looks at it."""
+
+    def call(place: Path) -> object:
+        path = place / "stamp"
+        path.touch()
+        if how == "truncate":
+            return moved_times(path, lambda: os.truncate(path, 0))
+        return moved_times(path, lambda: os.close(os.open(path, os.O_WRONLY | os.O_TRUNC)))
+
+    assert twins.same(call).value == (True, True)

@@ -150,7 +150,8 @@ def test_reads_at_and_behind_the_end(twins: Twins) -> None:
     def call(place: Path) -> object:
         (place / "file").write_bytes(b"x" * (PAGE + 5))
         fd = os.open(place / "file", os.O_RDONLY)
-        said = [len(os.pread(fd, size, at)) for at in (0, PAGE - 1, PAGE, PAGE + 5, PAGE + 6, 10**12) for size in (0, 1, 10, 10**6)]
+        places = (0, PAGE - 1, PAGE, PAGE + 5, PAGE + 6, 10**12)
+        said = [len(os.pread(fd, size, at)) for at in places for size in (0, 1, 10, 10**6)]
         os.close(fd)
         return said
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounted.kernel import listed
 from tests.mounted.posix.twins import Twins, tree
 
 AT_FDCWD = -100
@@ -144,7 +145,7 @@ def test_exchanging_a_full_directory_with_a_file_twice_and_sending_it(twins: Twi
     twins.same(call)
     folder.daemon.sync(folder.mount)
     assert (folder.root / "one").read_bytes() == b"two"
-    assert os.listdir(folder.root / "two") == ["in one"]
+    assert listed(folder.root / "two") == ["in one"]
 
 
 def test_a_reader_always_finds_one_of_the_versions_that_are_renamed_over(twins: Twins) -> None:

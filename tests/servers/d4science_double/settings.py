@@ -33,6 +33,8 @@ class Settings:
     escaped_again: Literal["error", "duplicate", "correct"] = "correct"
     """A second upload under a name that the repository had to escape (4.4)."""
     escapes_quotes: bool = False
+    composes: bool = False
+    """Names are put into NFC (4.4 leaves the Unicode form open)."""
     storage_ids: bool = True
     absent: Literal["null", "missing"] = "null"
     """How optional fields without a value are written."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+import unicodedata
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -104,16 +105,16 @@ class Tree:
         self.children: dict[str, list[str]] = {}
         self.users: dict[str, User] = {}
         self.locked: set[str] = set()
-        self.share = self._new("special", "Share", "", None).id
+        self.share = self.make("special", "Share", "", None).id
 
     # --- looking ---
 
     def user(self, name: str, root: str | None = None) -> User:
         """The user, made with an empty workspace when new."""
         if name not in self.users:
-            top = self._new("special", "Workspace", name, None, id=root)
-            trash = self._new("special", "Trash", name, top.id)
-            special = self._new("special", "MySpecialFolders", name, top.id)
+            top = self.make("special", "Workspace", name, None, id=root)
+            trash = self.make("special", "Trash", name, top.id)
+            special = self.make("special", "MySpecialFolders", name, top.id)
             self.users[name] = User(top.id, trash.id, special.id)
         return self.users[name]
 
@@ -170,9 +171,8 @@ class Tree:
             if node.hidden and not hidden:
                 continue
             found.append(node)
-        for node in self.nodes.values():
-            if node.clones.get(user) == folder.id:
-                found.append(node)
+        shares = (self.nodes[id] for id in self.children.get(self.share, []))
+        found.extend(node for node in shares if node.clones.get(user) == folder.id)
         return found
 
     def path(self, node: Node, user: str) -> str:
@@ -203,6 +203,7 @@ class Tree:
     # --- changing ---
 
     def create_file(self, parent: str, name: str, description: str, payload: Path, size: int, user: str) -> Node:
+        name = self._composed(name)
         if not name.strip():
             raise Refusal("InvalidCallParameters", "the name is blank", 400)
         folder = self._folder(parent, user)
@@ -219,7 +220,7 @@ class Tree:
         if there is not None and self.settings.file_collision == "number":
             there, name = None, self._free(folder, name)
         if there is None:
-            there = self._new("file", name, user, folder.id)
+            there = self.make("file", name, user, folder.id)
             there.description = description
         elif there.kind != "file":
             raise Refusal("InvalidItemException", f"{name} is not a file")
@@ -240,11 +241,12 @@ class Tree:
         node.modified, node.modified_by = moment, user
 
     def create_folder(self, parent: str, name: str, description: str, hidden: bool, user: str) -> Node:
+        name = self._composed(name)
         if not name.strip():
             raise Refusal("InvalidCallParameters", "the name is blank", 400)
         folder = self._folder(parent, user)
         self._legal(name)
-        node = self._new("folder", self._free(folder, name), user, folder.id)
+        node = self.make("folder", self._free(folder, name), user, folder.id)
         node.description, node.hidden = description, hidden
         return node
 
@@ -281,7 +283,7 @@ class Tree:
             raise Refusal("InvalidItemException", "folder cannot be copied")
         folder = self._folder(destination, user)
         self._unlocked(node, folder)
-        copy = self._new("file", self._free(folder, name), user, folder.id)
+        copy = self.make("file", self._free(folder, name), user, folder.id)
         copy.action = "CLONED"
         last = node.versions[-1]
         self.store(copy, last.payload, last.size, user)
@@ -290,8 +292,8 @@ class Tree:
     def delete(self, id: str, user: str, *, force: bool) -> None:
         node = self.get(id, user)
         if node.kind == "trash" or self.trashed(node):
-            wrapper = node if node.kind == "trash" else next(each for each in self.parents(node) if each.kind == "trash")
-            self._forget(wrapper)
+            above = self.nodes[node.parent or ""]
+            self._forget(above if above.kind == "trash" else node)
             return
         node = self._changeable(id, user)
         try:
@@ -303,7 +305,7 @@ class Tree:
         if force:
             self._forget(node)
             return
-        wrapper = self._new("trash", node.id, user, self.user(user).trash)
+        wrapper = self.make("trash", node.id, user, self.user(user).trash)
         wrapper.title, wrapper.former_parent, wrapper.modified_by = node.shown, node.parent or "", user
         self._hang(node, wrapper.id)
 
@@ -341,7 +343,7 @@ class Tree:
         """A shared folder, shown in each member's root; or a VRE folder, shown below MySpecialFolders."""
         id = str(uuid.uuid4())
         name = context.strip("/").replace("/", "-") if kind == "vre" else id
-        node = self._new(kind, name, owner, self.share, id=id)
+        node = self.make(kind, name, owner, self.share, id=id)
         node.title, node.display_name, node.context = title, title, context
         node.members = dict(members)
         for member in members:
@@ -351,7 +353,10 @@ class Tree:
 
     # --- small parts ---
 
-    def _new(self, kind: str, name: str, owner: str, parent: str | None, id: str | None = None) -> Node:
+    def _composed(self, name: str) -> str:
+        return unicodedata.normalize("NFC", name) if self.settings.composes else name
+
+    def make(self, kind: str, name: str, owner: str, parent: str | None, id: str | None = None) -> Node:
         moment = now()
         written = escape(name, quotes=self.settings.escapes_quotes)
         node = Node(id or str(uuid.uuid4()), kind, written, name, owner, parent, created=moment, modified=moment)
@@ -368,8 +373,9 @@ class Tree:
         self.children.setdefault(parent, []).append(node.id)
 
     def _forget(self, node: Node) -> None:
-        for id in list(self.children.pop(node.id, [])):
+        for id in list(self.children.get(node.id, [])):
             self._forget(self.nodes[id])
+        self.children.pop(node.id, None)
         if node.parent is not None:
             self.children[node.parent].remove(node.id)
         self.nodes.pop(node.id, None)
@@ -402,7 +408,8 @@ class Tree:
             ids = self.children.get(waiting.pop(), [])
             below.update(ids)
             waiting.extend(ids)
-        return any(parent in below for each in self.nodes.values() for parent in each.clones.values())
+        shares = (self.nodes[id] for id in self.children.get(self.share, []))
+        return any(parent in below for each in shares for parent in each.clones.values())
 
     def _unlocked(self, *nodes: Node) -> None:
         for node in nodes:

@@ -5,7 +5,10 @@ It knows nothing of files.
 
 from __future__ import annotations
 
+from functools import lru_cache
 
+
+@lru_cache(maxsize=100_000)
 def file_id(uuid: str, space: str) -> str:
     """The REST file id of an object."""
     text = f"guid#{uuid}#{space}".encode()
@@ -14,6 +17,7 @@ def file_id(uuid: str, space: str) -> str:
     return (frame + crc.to_bytes(2, "big") + text).hex().upper()
 
 
+@lru_cache(maxsize=100_000)
 def parse_file_id(identifier: str) -> tuple[str, str] | None:
     """(uuid, space) of a well-formed id, else None."""
     try:

@@ -269,11 +269,26 @@ class Face:
                 if fault is not None and fault.action == "stall_body":
                     time.sleep(fault.seconds)
                 raise Gone
+            if not piece:
+                _check_alive(sock)
+                continue
             sock.sendall(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
             sent += len(piece)
         if chunked:
             sock.sendall(b"0\r\n\r\n")
         return sent
+
+
+def _check_alive(sock: socket.socket) -> None:
+    """Raises Gone when the client has hung up."""
+    sock.settimeout(0.0)
+    try:
+        if not sock.recv(1):
+            raise Gone
+    except (ssl.SSLWantReadError, BlockingIOError):
+        pass
+    finally:
+        sock.settimeout(30.0)
 
 
 def _read_request(file: Any) -> Request | None:

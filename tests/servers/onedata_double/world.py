@@ -8,7 +8,7 @@ gets new ones (a view that has not heard of the change must serve the old bytes)
 from __future__ import annotations
 
 import bisect
-import copy
+import dataclasses
 import heapq
 import itertools
 import os
@@ -117,7 +117,7 @@ class View:
         found = self.children.get(parent, {}).get(name)
         if found and len(found) == 1:
             return self.nodes[found[0]]
-        return self.named(parent, name)
+        return self.named(parent, name) if found or "@" in name else None
 
     def listing(self, parent: str) -> list[tuple[bytes, Node]]:
         """(name as listed, node) in the byte order of names; names that two providers gave are made different."""
@@ -203,7 +203,7 @@ class World:
         for provider, other in self.views.items():
             if other is view or (space is not None and provider not in self.spaces[space].supports):
                 continue
-            news = copy.deepcopy(node)
+            news = None if node is None else dataclasses.replace(node)  # xattrs are replaced as a whole
             if self.lag <= 0:
                 self._apply(other, uuid, news)
             else:
@@ -244,7 +244,7 @@ class World:
             if source.group is None:
                 source.group = source.uuid
                 self.save(view, source)
-            node = copy.deepcopy(source)
+            node = dataclasses.replace(source)
             node.uuid, node.parent, node.name, node.ctime = uuid, parent.uuid, name, now
         else:
             default = 0o664 if type == "REG" else 0o775
@@ -253,8 +253,6 @@ class World:
                 uuid, parent.space, parent.uuid, name, type, default if mode is None else mode, owner, view.provider,
                 size, now, now, now, now, {}, target, f"{number:x}" if type == "REG" else "",
             )  # fmt: skip
-            if node.bytes:
-                (self.directory / node.bytes).touch()
         self.save(view, node)
         self.touch(view, parent)
         return node
@@ -267,13 +265,14 @@ class World:
 
     def open(self, node: Node) -> int:
         """A descriptor for reading; the caller closes it."""
-        return os.open(self.directory / node.bytes, os.O_RDONLY)
+        return os.open(self.directory / node.bytes, os.O_RDONLY | os.O_CREAT)
 
     def begin_write(self, view: View, node: Node, *, truncate: bool) -> int:
         """A descriptor for writing; the caller closes it and calls `wrote`."""
         if self.lag > 0 or node.group is not None:
             name = f"{next(self._numbers):x}"
             if not truncate:
+                (self.directory / node.bytes).touch()
                 shutil.copyfile(self.directory / node.bytes, self.directory / name)
             node.bytes = name
         flags = os.O_RDWR | os.O_CREAT | (os.O_TRUNC if truncate else 0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Callable
 
+_MARK = re.compile(r" \(conflict \d{4}-\d\d-\d\d \d{4}(?: \d+)?\)")
 _DOUBLE = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -12,14 +14,14 @@ def conflict_name(name: str, when: datetime.datetime, taken: Callable[[str], boo
     """`name (conflict 2026-11-22 1403).ext`, numbered when taken, never longer than `max_bytes` in UTF-8.
 
     What is too long loses characters at the end of the stem, or its extension if that alone leaves no room.
-    `max_bytes` is at least 40: less does not hold the mark.
+    `max_bytes` is at least 40: less does not hold the mark. A copy of a copy is one more copy of the first name.
     """
-    stem, extension = _split(name)
+    stem, extension = _split(_MARK.sub("", name))
     number = 1
     while True:
         mark = f" (conflict {when:%Y-%m-%d %H%M}{'' if number == 1 else f' {number}'})"
         if _size(stem[:1] + mark + extension) > max_bytes:
-            stem, extension = name, ""
+            stem, extension = _MARK.sub("", name), ""
         kept = stem
         while _size(kept + mark + extension) > max_bytes:
             kept = kept[:-1]

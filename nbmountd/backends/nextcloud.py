@@ -1,0 +1,314 @@
+"""A Nextcloud (B2DROP is one) as a share: never a PUT over a file, versions that mean bytes, times that are kept.
+
+It knows nothing of how chunks travel (nextcloud_uploads.py). What differs from plain WebDAV, measured on Nextcloud 32:
+
+- A cut PUT over a file leaves it truncated. So: new files by PUT with If-None-Match, everything else by uploads/ + MOVE.
+- A file's ETag stays when size and second stay. So a version holds size, second and checksum as well, the version is
+  looked at just before the MOVE, and our own uploads never repeat the size and second of what they replace.
+- Dead properties belong to one user and one path and are lost when a folder moves: mode and links stay in the mount.
+- 404 and 423 for the MOVE may mean that it was done, or is being done: in doubt, so that the caller asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import time
+import unicodedata
+from dataclasses import replace
+from urllib.parse import quote, unquote_to_bytes
+
+import trio
+
+from nbmountd.backends.base import Body, Ticket
+from nbmountd.backends.http import SEND_PIECE, Answer, error_of
+from nbmountd.backends.multistatus import DAV, Resource
+from nbmountd.backends.nextcloud_uploads import CHUNK, ChunkedUploads, Staged
+from nbmountd.backends.webdav_client import BASIC_PROPERTIES, OWNCLOUD_PROPERTIES, WebDAVClient
+from nbmountd.backends.webdav_entries import Addresses, entry_of, nextcloud_version, parse_etag
+from nbmountd.backends.webdav_habits import Habits
+from nbmountd.backends.webdav_share import WebDAVShare
+from nbmountd.config import WebDAVOptions
+from nbmountd.errors import (
+    NameRefused,
+    RemoteError,
+    RemoteExists,
+    RemoteLocked,
+    RemoteProtocolError,
+    RemoteUnavailable,
+    RemoteUnsupported,
+    VersionMismatch,
+)
+from nbmountd.model import Attributes, Capabilities, Entry, Kind, Place, Version
+
+FIRST_SECOND = 86401
+"""The earliest mtime that can be stored; an earlier one is a server error after the content was stored."""
+
+PAGE = 2000
+"""Entries of one answer to a listing: about 0.2 s and 1 MB."""
+
+FILE_ID = re.compile(r"0*(\d+)oc[0-9a-z]+")
+"""OC-FileId: the number of oc:fileid with zeros before it and the name of the server after it."""
+
+
+class NextcloudShare(WebDAVShare):
+    """The verbs of a `Backend` that a Nextcloud does in its own way."""
+
+    def __init__(
+        self, client: WebDAVClient, where: Location, habits: Habits, options: WebDAVOptions, *, read_only: bool
+    ) -> None:
+        super().__init__(client, where.files(client.http.origin), habits, options, read_only=read_only)
+        self._uploads = ChunkedUploads(client, where.uploads)
+        self._pages = where.pages
+
+    def capabilities(self) -> Capabilities:
+        return replace(
+            super().capabilities(),
+            native_mtime=True,
+            stable_ids=True,
+            propagating_versions=True,
+            checksum_algorithm="sha1",
+        )
+
+    # --- looking ---
+
+    def _properties(self) -> tuple[str, ...]:
+        return BASIC_PROPERTIES + OWNCLOUD_PROPERTIES
+
+    def _entry(self, resource: Resource, name: str) -> Entry:
+        entry = entry_of(resource, name)
+        etag = parse_etag(resource.properties.get(DAV + "getetag"))
+        mtime_ns = entry.attributes.mtime_ns
+        if entry.kind is not Kind.FILE or etag is None or entry.size is None or mtime_ns is None:
+            return entry
+        version = nextcloud_version(etag[0], entry.size, mtime_ns // 10**9, _checksum(entry))
+        return replace(entry, version=version)
+
+    async def _listing(self, path: str) -> tuple[list[Resource], Answer]:
+        """A listing in pages, or at once where the server has no pages or the list changed between two of them."""
+        if not self._pages:
+            return await super()._listing(path)
+        asked = ["X-NC-Paginate: true", f"X-NC-Paginate-Count: {PAGE}"]
+        resources, answer = await self._client.propfind(path, 1, self._properties(), asked)
+        token, total = answer.headers.get("x-nc-paginate-token"), answer.headers.get("x-nc-paginate-total", "")
+        if answer.status >= 300 or token is None:
+            return resources, answer
+        if not re.fullmatch(r"[0-9A-Za-z+/=_-]{1,256}", token) or not re.fullmatch(r"[0-9]{1,9}", total):
+            raise RemoteProtocolError(f"PROPFIND {path}: pages without a token or a total")
+        while len(resources) < int(total):
+            next_page = [*asked, f"X-NC-Paginate-Token: {token}", f"X-NC-Paginate-Offset: {len(resources)}"]
+            page, more = await self._client.propfind(path, 1, self._properties(), next_page)
+            if more.status >= 300 or not page or "x-nc-paginate-token" in more.headers:
+                return await super()._listing(path)  # a new token: the pages were forgotten, this is another listing
+            resources += page
+        if len(resources) != int(total):
+            raise RemoteProtocolError(f"PROPFIND {path}: {len(resources)} entries instead of {total}")
+        return resources, answer
+
+    # --- changing ---
+
+    async def upload(
+        self, place: Place, body: Body, *, replaces: Version | None, attributes: Attributes, ticket: Ticket
+    ) -> Entry:
+        self._check_write(place)
+        second = _second(attributes.mtime_ns, body.size, replaces)
+        if replaces is None and body.size <= CHUNK:
+            return await self._put_new(place, body, second)
+        if replaces is not None and body.size > CHUNK:
+            await self._conditions.must_have(place, replaces)  # before gigabytes travel in vain
+        try:
+            staged = await self._uploads.send(body, self._addresses.url(place), ticket)
+        except RemoteError as exc:
+            if exc.transient:
+                raise
+            await self._conditions.parent_must_be(place)
+            raise
+        return await self._assemble(place, staged, second, replaces)
+
+    async def _put_new(self, place: Place, body: Body, second: int) -> Entry:
+        """A small new file, with its checksum: so it is read twice."""
+        path = self._addresses.path(place)
+        sha1 = await trio.to_thread.run_sync(_sha1_of, body)
+        headers = {"X-OC-Mtime": str(second), "OC-Checksum": f"SHA1:{sha1}", "If-None-Match": "*"}
+        answer = await self._client.put(path, headers, body)
+        if answer.status == 412:
+            raise RemoteExists(f"{place} exists already")
+        if answer.status >= 300:
+            raise await self._conditions.explained(answer, f"PUT {path}", place)
+        return await self._stored(place, answer, body.size, second, sha1)
+
+    async def _assemble(self, place: Place, staged: Staged, second: int, replaces: Version | None) -> Entry:
+        url = self._addresses.url(place)
+        headers = {"Destination": url, "X-OC-Mtime": str(second), "OC-Checksum": f"SHA1:{staged.sha1}"}
+        try:
+            if replaces is None:
+                headers["Overwrite"] = "F"
+            else:
+                await self._conditions.must_have(place, replaces)
+                headers["Overwrite"] = "T"
+                if (tag := self._conditions.tag(replaces)) is not None:
+                    headers["If"] = f'<{url}> (["{tag}"])'
+        except RemoteError as exc:
+            if not exc.transient:
+                await self._uploads.discard(staged)
+            raise
+        answer = await self._uploads.assemble(staged, headers)
+        if answer.status in (201, 204):
+            return await self._stored(place, answer, staged.size, second, staged.sha1)
+        what = f"MOVE {staged.folder}.file"
+        if answer.status == 423:
+            raise RemoteLocked(f"{what}: 423: an earlier upload may still be put together", in_doubt=True)
+        if answer.status == 404:
+            raise RemoteUnavailable(f"{what}: 404: it may have been put together already", in_doubt=True)
+        if answer.status >= 500 and answer.status not in (501, 507):
+            raise error_of(answer, what)
+        await self._uploads.discard(staged)
+        if answer.status == 412:
+            raise RemoteExists(f"{place} exists already") if replaces is None else VersionMismatch(f"{place} has changed")
+        if answer.status == 400:
+            raise RemoteUnavailable(f"{what}: 400: the server cannot put the parts together")
+        await self._conditions.parent_must_be(place)
+        raise error_of(answer, what)
+
+    async def _stored(self, place: Place, answer: Answer, size: int, second: int, sha1: str) -> Entry:
+        """The entry of what was uploaded just now: from the answer, or by asking where that does not say it all."""
+        headers = answer.headers
+        etag = parse_etag(headers.get("oc-etag") or headers.get("etag"))
+        id = place.id or _file_id(answer)
+        if etag is not None and id is not None and headers.get("x-oc-mtime", "").lower() == "accepted":
+            return Entry(
+                place.name,
+                Kind.FILE,
+                size,
+                nextcloud_version(etag[0], size, second, f"SHA1:{sha1}"),
+                id,
+                attributes=Attributes(mtime_ns=second * 10**9),
+                checksums={"SHA1": sha1},
+            )
+        entry = await self._look_after(place, size=size)
+        return entry if entry.checksums.get("SHA1", sha1) == sha1 else _replaced(entry, size)
+
+    async def make_directory(self, place: Place, attributes: Attributes) -> Entry:
+        await super().make_directory(place, attributes)
+        return await self._look_after(place)
+
+    async def set_attributes(self, place: Place, attributes: Attributes, *, kind: Kind) -> Entry:
+        """Only an mtime. The file's ETag changes with it, so the bytes are compared by what else is known of them."""
+        self._check_write(place)
+        if attributes.mtime_ns is None:
+            raise RemoteUnsupported("Nextcloud has no place for modes and extended attributes")
+        before = await self.stat(place)
+        path = self._addresses.path(place, directory=before.kind is Kind.DIRECTORY)
+        # A number in `lastmodified` is Nextcloud's way; `getlastmodified` is refused and a date is a server error there.
+        second = max(attributes.mtime_ns // 10**9, FIRST_SECOND)
+        resources, answer = await self._client.proppatch(
+            path,
+            '<?xml version="1.0" encoding="utf-8"?><d:propertyupdate xmlns:d="DAV:"><d:set><d:prop>'
+            f"<d:lastmodified>{second}</d:lastmodified></d:prop></d:set></d:propertyupdate>".encode(),
+        )
+        if answer.status >= 300:
+            raise error_of(answer, f"PROPPATCH {path}")
+        if not any(DAV + "lastmodified" in resource.properties for resource in resources):
+            raise RemoteUnsupported(f"PROPPATCH {path}: the server does not let the time be set")
+        after = await self._look_after(place)
+        same = (before.kind, before.size, before.checksums) == (after.kind, after.size, after.checksums)
+        return after if same else _replaced(after, before.size)
+
+    def _check_write(self, place: Place) -> None:
+        super()._check_write(place)
+        name = place.name
+        if name.lower() == ".htaccess" or name.lower().endswith((".part", ".filepart")):
+            raise NameRefused(f"Nextcloud accepts no .htaccess, *.part and *.filepart: {name!r}")
+        if "\\" in name or any(ord(character) < 32 for character in name):
+            raise NameRefused(f"Nextcloud accepts no backslash and no control character: {name!r}")
+        if not unicodedata.is_normalized("NFC", name):
+            raise NameRefused(f"Nextcloud would store another name: its letters with accents are composed: {name!r}")
+
+
+def _sha1_of(body: Body) -> str:
+    digest = hashlib.sha1(usedforsecurity=False)
+    while piece := body.read(SEND_PIECE):
+        digest.update(piece)
+    body.rewind()
+    return digest.hexdigest()
+
+
+def _checksum(entry: Entry) -> str:
+    for algorithm in ("SHA1", *sorted(entry.checksums)):
+        if algorithm in entry.checksums:
+            return f"{algorithm}:{entry.checksums[algorithm]}"
+    return ""
+
+
+def _second(mtime_ns: int | None, size: int, replaces: Version | None) -> int:
+    """The mtime to store: as wanted, but one later where it would hide that the content changed."""
+    second = max((time.time_ns() if mtime_ns is None else mtime_ns) // 10**9, FIRST_SECOND)
+    fields = (replaces or "").rsplit(";", 3)
+    return second + 1 if fields[1:3] == [str(size), str(second)] else second
+
+
+def _replaced(entry: Entry, size: int | None) -> Entry:
+    """Somebody else's bytes came in between: a version that matches none, so that the next look shows theirs."""
+    return replace(entry, size=size, version=Version(f"replaced:{secrets.token_hex(8)}"))
+
+
+def _file_id(answer: Answer) -> str | None:
+    match = FILE_ID.fullmatch(answer.headers.get("oc-fileid", ""))
+    return match[1] if match else None
+
+
+# --- where things are --------------------------------------------------------------------------------------------------
+
+
+class Location:
+    """The addresses of one user's files. `base` is the quoted path before `remote.php`, `below` names inside her files.
+
+    `pages`: the server gives long listings in pages.
+    """
+
+    def __init__(self, base: str, user: str, below: tuple[str, ...], *, pages: bool) -> None:
+        self.pages = pages
+        self._base = base
+        self._user = quote(user, safe="")
+        self._below = below
+
+    def files(self, origin: str) -> Addresses:
+        below = "".join("/" + quote(name, safe="") for name in self._below)
+        return Addresses(f"{origin}{self._base}/remote.php/dav/files/{self._user}{below}")
+
+    @property
+    def uploads(self) -> str:
+        return f"{self._base}/remote.php/dav/uploads/{self._user}/"
+
+
+def split_address(path: str) -> tuple[str, tuple[str, ...]]:
+    """The path of a URL as users have it, as the path before `remote.php` and the names below the user's files.
+
+    `/remote.php/webdav/…` (old), `/remote.php/dav/files/USER/…`, or the address of the web pages.
+    """
+    base, found, rest = path.partition("/remote.php")
+    if not found:
+        return base.rstrip("/").removesuffix("/index.php"), ()
+    names = [unquote_to_bytes(part).decode("utf-8", "surrogateescape") for part in rest.split("/") if part]
+    if names[:1] == ["webdav"]:
+        return base, tuple(names[1:])
+    if names[:2] == ["dav", "files"]:
+        return base, tuple(names[3:])
+    return base, ()
+
+
+async def locate(client: WebDAVClient, path: str) -> Location:
+    """Where the files of the user whose credential is used are; her internal id is not the name she logs in with."""
+    base, below = split_address(path)
+    dav = f"{base}/remote.php/dav/"
+    resources, answer = await client.propfind(dav, 0, ("d:current-user-principal",))
+    if answer.status >= 300:
+        raise error_of(answer, f"PROPFIND {dav}")
+    for resource in resources:
+        principal = resource.properties.get(DAV + "current-user-principal", "")
+        _, found, user = principal.rstrip("/").rpartition("/principals/users/")
+        if found and user and "/" not in user:
+            pages = "nc-paginate" in answer.headers.get("dav", "")
+            return Location(base, unquote_to_bytes(user).decode("utf-8", "surrogateescape"), below, pages=pages)
+    raise RemoteProtocolError(f"PROPFIND {dav}: the server does not say who we are")

@@ -1,0 +1,339 @@
+"""What Onedata says, as our values: attributes in both generations of names, errors, versions, symlink texts.
+
+Pure; it knows nothing of requests. Everything from a server is checked here. Sources of the facts: op-worker and ctool,
+API 21.02 and 25; names of attributes changed with 21.02.5.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from nbmountd.backends.http import SAFE_METHODS, Answer, error_of, retry_after
+from nbmountd.errors import (
+    NameRefused,
+    ParentMissing,
+    RemoteDenied,
+    RemoteError,
+    RemoteExists,
+    RemoteFull,
+    RemoteNotFound,
+    RemoteProtocolError,
+    RemoteTooLarge,
+    RemoteUnavailable,
+    RemoteUnsupported,
+)
+from nbmountd.model import Attributes, Entry, Kind, Version
+
+NEW_NAMES_SINCE = (21, 2, 5)
+LONG_PAGES_SINCE = (21, 2, 4)
+EVENTS_SINCE = (25,)
+
+ATTRIBUTES = (
+    "fileId", "name", "type", "size", "mtime", "ctime", "posixPermissions", "hardlinkCount", "symlinkValue",
+    "hasCustomMetadata",
+)  # fmt: skip
+"""Asked for with every entry."""
+PARENT = "parentFileId"
+
+OLD_ATTRIBUTES = ("file_id", "name", "type", "size", "mtime", "ctime", "mode", "hardlinks_count")
+OLD_PARENT = "parent_id"
+
+KINDS = {"REG": Kind.FILE, "DIR": Kind.DIRECTORY, "SYMLNK": Kind.SYMLINK}
+LATEST = 2**34
+"""Seconds. A time beyond the year 2500 is none."""
+LARGEST = 2**62
+IDENTIFIER = re.compile(r"[0-9A-Za-z_-]{1,1024}")
+SPACE_LINK = re.compile(r"<__onedata_space_id:([^>/]*)>(/.*)?", re.DOTALL)
+BASE64 = "nbmountd.base64"
+"""Key of the JSON object that holds an attribute's value when it is no text."""
+
+
+class Told(msgspec.Struct, frozen=True):
+    """Attributes of one object as a provider told them. None: not told."""
+
+    name: str | None = None
+    type: str | None = None
+    size: int | None = None
+    mtime: int | None = None
+    ctime: int | None = None
+    new_id: str | None = msgspec.field(default=None, name="fileId")
+    old_id: str | None = msgspec.field(default=None, name="file_id")
+    new_parent: str | None = msgspec.field(default=None, name="parentFileId")
+    old_parent: str | None = msgspec.field(default=None, name="parent_id")
+    new_mode: str | None = msgspec.field(default=None, name="posixPermissions")
+    old_mode: str | None = msgspec.field(default=None, name="mode")
+    new_links: int | None = msgspec.field(default=None, name="hardlinkCount")
+    old_links: int | None = msgspec.field(default=None, name="hardlinks_count")
+    target: str | None = msgspec.field(default=None, name="symlinkValue")
+    has_metadata: bool = msgspec.field(default=False, name="hasCustomMetadata")
+
+    @property
+    def id(self) -> str:
+        """Raises RemoteProtocolError when there is none, or one that is no id."""
+        return checked_id(self.new_id or self.old_id)
+
+    @property
+    def parent(self) -> str | None:
+        return self.new_parent or self.old_parent
+
+    @property
+    def kind(self) -> Kind:
+        try:
+            return KINDS[self.type or ""]
+        except KeyError:
+            raise RemoteProtocolError("an object of no known type") from None
+
+    @property
+    def mode(self) -> int | None:
+        text = self.new_mode or self.old_mode or ""
+        return int(text, 8) & 0o7777 if re.fullmatch(r"[0-7]{1,6}", text) else None
+
+    @property
+    def links(self) -> int:
+        return self.new_links or self.old_links or 1
+
+    @property
+    def version(self) -> Version | None:
+        """Of a file or symlink. Providers tell times in seconds: two changes in one second that leave the size alone
+        have the same version. ctime is in it, because native clients can set mtime back.
+        """
+        if self.kind is Kind.DIRECTORY or self.size is None or self.mtime is None:
+            return None
+        mark = hashlib.sha256(self.id.encode()).hexdigest()[:8]
+        return Version(f"{self.size}-{self.mtime}-{self.ctime or 0}-{mark}")
+
+
+class Page(msgspec.Struct, frozen=True):
+    """One page of a listing."""
+
+    children: list[Told]
+    last: bool = msgspec.field(name="isLast")
+    token: str | None = msgspec.field(default=None, name="nextPageToken")
+
+
+class Made(msgspec.Struct, frozen=True):
+    """The answer to a creation or a look-up by path."""
+
+    id: str = msgspec.field(name="fileId")
+
+
+def checked_id(identifier: str | None) -> str:
+    if identifier is None or not IDENTIFIER.fullmatch(identifier):
+        raise RemoteProtocolError("an object without a valid file id")
+    return identifier
+
+
+def entry_of(
+    told: Told, name: str, *, depth: int, space: str, writable: bool, xattrs: Mapping[str, bytes] | None = None
+) -> Entry:
+    """`told` as an entry called `name`; `depth` directories of the space are above it. Raises RemoteProtocolError."""
+    kind = told.kind
+    for value, limit in ((told.size, LARGEST), (told.mtime, LATEST), (told.ctime, LATEST)):
+        if value is not None and not 0 <= value < limit:
+            raise RemoteProtocolError(f"an impossible size or time of {name!r}")
+    if kind is Kind.FILE and told.size is None:
+        raise RemoteProtocolError(f"a file without a size: {name!r}")
+    return Entry(
+        name,
+        kind,
+        told.size if kind is Kind.FILE else None,
+        told.version,
+        told.id,
+        Attributes(
+            mode=told.mode if kind is not Kind.SYMLINK else None,
+            mtime_ns=None if told.mtime is None else told.mtime * 1_000_000_000,
+            target=local_target(told.target, depth, space) if kind is Kind.SYMLINK and told.target is not None else None,
+            xattrs=xattrs,
+        ),
+        writable=writable,
+        removable=writable,
+    )
+
+
+def local_target(text: str, depth: int, space: str) -> str:
+    """What readlink says: an absolute link of Onedata, `<__onedata_space_id:ID>/rest`, made relative to the link."""
+    match = SPACE_LINK.fullmatch(text)
+    if match is None or match[1] != space:
+        return text
+    return "../" * depth + (match[2] or "").lstrip("/") or "."
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """"21.02.8" as (21, 2, 8); what is no number ends it."""
+    numbers = []
+    for part in text.split("."):
+        match = re.match(r"\d{1,9}", part)
+        if match is None:
+            break
+        numbers.append(int(match[0]))
+    return tuple(numbers)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+class _Details(msgspec.Struct, frozen=True):
+    errno: Any = None
+    auth_error: Any = msgspec.field(default=None, name="authError")
+
+
+class _Error(msgspec.Struct, frozen=True):
+    id: str = ""
+    details: Any = None
+
+
+class _ErrorBody(msgspec.Struct, frozen=True):
+    error: _Error
+
+
+POSIX: dict[str, type[RemoteError]] = {
+    "enoent": RemoteNotFound,
+    "eexist": RemoteExists,
+    "enotempty": RemoteExists,
+    "eisdir": RemoteExists,
+    "enotdir": ParentMissing,
+    "eacces": RemoteDenied,
+    "eperm": RemoteDenied,
+    "erofs": RemoteDenied,
+    "enospc": RemoteFull,
+    "edquot": RemoteFull,
+    "efbig": RemoteTooLarge,
+    "enametoolong": NameRefused,
+    "enotsup": RemoteUnsupported,
+    "eopnotsupp": RemoteUnsupported,
+    "enosys": RemoteUnsupported,
+    "einval": RemoteUnsupported,
+    "enodata": RemoteNotFound,
+    "eagain": RemoteUnavailable,
+    "ebusy": RemoteUnavailable,
+    "etimedout": RemoteUnavailable,
+}
+"""Most refusals of file operations are status 400 with `posix` and one of these. The unknown become RemoteProtocolError."""
+
+IDS: dict[str, type[RemoteError]] = {
+    "quotaExceeded": RemoteFull,
+    "badValueIdentifier": RemoteNotFound,
+    "badValueFilePath": NameRefused,
+    "notSupported": RemoteUnsupported,
+    "spaceNotSupportedBy": RemoteDenied,
+    "userNotSupported": RemoteDenied,
+    "forbidden": RemoteDenied,
+    "notFound": RemoteNotFound,
+    "alreadyExists": RemoteExists,
+    "notImplemented": RemoteUnsupported,
+}
+
+UNAVAILABLE = frozenset({
+    "internalServerError", "serviceUnavailable", "temporaryFailure", "timeout", "noConnectionToOnezone",
+    "noConnectionToPeerOneprovider", "noConnectionToClusterNode", "unregisteredOneprovider",
+    "externalServiceOperationFailed",
+})  # fmt: skip
+
+BAD_INPUT = re.compile(r"badValue\w*|badData|missingRequiredValue|malformedData")
+
+
+class BadInput(RemoteUnsupported):
+    """The provider does not understand a parameter; an older or newer one may."""
+
+
+def error_id(answer: Answer) -> tuple[str, str]:
+    """(id, errno) of an error body; empty where there is none."""
+    try:
+        error = msgspec.json.decode(answer.body, type=_ErrorBody).error
+        errno = msgspec.convert(error.details, _Details).errno if isinstance(error.details, dict) else None
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError):
+        return "", ""
+    return error.id, errno if isinstance(errno, str) else ""
+
+
+def error_of_answer(answer: Answer, what: str) -> RemoteError:
+    """The error that an answer of status 300 or more means. The text holds only words of our own tables."""
+    id, errno = error_id(answer)
+    in_doubt = what.split(" ", 1)[0] not in SAFE_METHODS
+    wait = retry_after(answer.headers)
+    if id == "posix":
+        kind = POSIX.get(errno, RemoteProtocolError)
+        known = errno if errno in POSIX else "an unknown errno"
+        return kind(f"{what}: {known}", in_doubt=in_doubt and kind in (RemoteProtocolError, RemoteUnavailable))
+    if id in IDS:
+        return IDS[id](f"{what}: {id}")
+    if id in UNAVAILABLE:
+        return RemoteUnavailable(f"{what}: {id}", retry_after=wait, in_doubt=in_doubt)
+    if BAD_INPUT.fullmatch(id) and answer.status == 400:
+        return BadInput(f"{what}: the provider does not accept the request (400)")
+    return error_of(answer, what)
+
+
+def refusal_reason(body: bytes) -> str:
+    """Why a token was refused, in words of ours."""
+    try:
+        error = msgspec.json.decode(body, type=_ErrorBody).error
+        details = msgspec.convert(error.details, _Details)
+        nested = details.auth_error if isinstance(details.auth_error, dict) else {}
+        caveat = nested["details"]["caveat"] if nested.get("id") == "tokenCaveatUnverified" else {}
+        kind, value = str(caveat.get("type", "")), caveat.get("interface")
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        return "is refused"
+    if kind == "interface" and value == "oneclient":
+        return "is limited to oneclient, REST needs another"
+    if kind in ("time", "service", "interface", "ip", "data.path"):
+        return f"is refused because of its caveat {kind}"
+    return {"tokenRevoked": "has been revoked", "tokenInvalid": "is not valid"}.get(str(nested.get("id")), "is refused")
+
+
+# --- extended attributes ---------------------------------------------------------------------------------------------
+
+DOCUMENTS = {"user.onedata.json": "onedata_json", "user.onedata.rdf": "onedata_rdf"}
+"""A file's JSON and RDF metadata, which are attributes with these keys on the remote."""
+_SHOWN_AS = {key: name for name, key in DOCUMENTS.items()}
+
+
+def remote_key(name: str) -> str | None:
+    """The remote's key of an attribute called `name` here, or None if it has no place there."""
+    if name in DOCUMENTS:
+        return DOCUMENTS[name]
+    key = name.removeprefix("user.")
+    if not name.startswith("user.") or not key or key.startswith(("onedata", "cdmi_", "nbmountd")):
+        return None
+    return key
+
+
+def remote_value(name: str, value: bytes) -> Any:
+    """The JSON value that stands for `value`. Raises RemoteUnsupported for a JSON document that is none."""
+    if name == "user.onedata.json":
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise RemoteUnsupported("user.onedata.json must hold JSON") from None
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return {BASE64: base64.b64encode(value).decode("ascii")}
+
+
+def shown_xattrs(values: Mapping[str, Any]) -> dict[str, bytes]:
+    """The remote's attributes under the names and with the bytes that programs see."""
+    shown = {}
+    for key, value in values.items():
+        name = _SHOWN_AS.get(key, f"user.{key}")
+        if remote_key(name) == key and len(name.encode("utf-8", "replace")) <= 255 and "\0" not in name:
+            shown[name] = _shown_value(name, value)
+    return shown
+
+
+def _shown_value(name: str, value: Any) -> bytes:
+    if isinstance(value, str) and name != "user.onedata.json":
+        return value.encode("utf-8", "surrogatepass")
+    if isinstance(value, dict) and list(value) == [BASE64] and isinstance(value[BASE64], str):
+        try:
+            return base64.b64decode(value[BASE64])
+        except ValueError:
+            pass
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")

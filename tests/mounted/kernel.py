@@ -1,0 +1,115 @@
+"""What the kernel tells of mounts, processes and files, and what a test asks of it.
+
+It knows nothing of the daemon but the mark that its processes carry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+MARKER = "NBMOUNTD_TEST_HOME"
+"""Set in the environment of every process of a daemon under test, so that what is left behind can be found."""
+
+
+def eventually(look: Callable[[], T | None], within: float, what: str) -> T:
+    """The first true value of `look`, asked for again and again; fails after `within` seconds."""
+    deadline = time.monotonic() + within
+    while True:
+        if found := look():
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within} s: {what}")
+        time.sleep(0.02)
+
+
+def mounts_below(directory: Path) -> list[str]:
+    """Mount points at or below `directory`, deepest first, dead ones too (mountinfo asks no file system)."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4])
+        if point == str(directory) or point.startswith(f"{directory}/"):
+            found.append(point)
+    return sorted(found, reverse=True)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A living process (not a defunct one) of a daemon under test. Memory in bytes."""
+
+    pid: int
+    parent: int
+    command: str
+
+    @property
+    def peak_resident(self) -> int:
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        assert match is not None
+        return int(match[1]) * 1024
+
+
+def processes_of(home: Path, session: int | None) -> list[Process]:
+    """Living processes that carry the marker of `home` or belong to `session`."""
+    marker = f"{MARKER}={home}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            state, parent, _, sid = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            ours = int(sid) == session or marker in (entry / "environ").read_bytes().split(b"\0")
+            if ours and state not in "ZX":
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found.append(Process(int(entry.name), int(parent), command))
+    return found
+
+
+def drop_pages(path: Path) -> None:
+    """Makes the kernel forget the clean pages of a file, so that the next read asks whoever serves it."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def listed(directory: Path) -> list[str]:
+    """The names in a directory, sorted, but for `.DAV`: Apache keeps properties there and shows it to nobody."""
+    return sorted(name for name in os.listdir(directory) if name != ".DAV")
+
+
+def same_tree(left: Path, right: Path) -> list[str]:
+    """Differences in names, kinds and bytes between two directories; empty when there are none."""
+    differences: list[str] = []
+
+    def walk(relative: Path) -> None:
+        names, others = entries_of(left / relative), entries_of(right / relative)
+        lonely = sorted(names.keys() ^ others.keys())
+        differences.extend(f"{relative / name} is only in {'left' if name in names else 'right'}" for name in lonely)
+        for name in sorted(names.keys() & others.keys()):
+            if kind_of(names[name]) != kind_of(others[name]):
+                differences.append(f"{relative / name} differs in kind")
+            elif names[name].is_symlink():
+                if os.readlink(names[name]) != os.readlink(others[name]):
+                    differences.append(f"{relative / name} points elsewhere")
+            elif names[name].is_dir():
+                walk(relative / name)
+            elif (left / relative / name).read_bytes() != (right / relative / name).read_bytes():
+                differences.append(f"{relative / name} differs in bytes")
+
+    walk(Path())
+    return differences
+
+
+def entries_of(directory: Path) -> dict[str, os.DirEntry[str]]:
+    return {entry.name: entry for entry in os.scandir(directory) if entry.name != ".DAV"}
+
+
+def kind_of(entry: os.DirEntry[str]) -> int:
+    return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)

@@ -1,0 +1,147 @@
+"""A daemon that is killed at random moments loses no byte and no name for which a call has returned.
+
+CRASHES=300 is the benchmark's number; SEED=n repeats a run as far as chance in time allows.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.mounted.conftest import webdav_mount
+from tests.mounted.crash_model import Item, Tree, look
+from tests.mounted.crash_writer import DIRECTORIES
+from tests.mounted.harness import Daemon, daemon_over, eventually
+from tests.servers import ServerProcess
+
+CRASHES = int(os.environ.get("CRASHES", "20"))
+SEED = int(os.environ.get("SEED", random.randrange(10**6)))
+ROOT = Path(__file__).parent.parent.parent
+
+pytestmark = [
+    pytest.mark.timeout(120 + 10 * CRASHES),
+    pytest.mark.expects_log("worker|restart|ended|died|killed|signal|dead|supervisor"),
+]
+
+
+class Writing:
+    """The writer's process, and how it is made to stand still."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def pause(self) -> None:
+        """Returns when no operation is under way; it may have paused by itself, after a failure."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("pause\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == "paused\n"
+
+    def go(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+
+    def end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        assert self._process.wait(30) == 0
+
+
+@contextmanager
+def writing(mount: Path, manifest: Path, seed: int) -> Iterator[Writing]:
+    for directory in filter(None, DIRECTORIES):
+        (mount / directory).mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.mounted.crash_writer", str(mount), str(manifest), str(seed)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    try:
+        yield Writing(process)
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def kill_worker(daemon: Daemon) -> None:
+    pid = eventually(lambda: daemon.status("dav").pid, 30, "a worker")
+    os.kill(pid, signal.SIGKILL)
+
+
+def assert_same_on_the_server(tree: Tree, daemon: Daemon, below: Path) -> None:
+    """Files and directories with their bytes; modes, times and symlinks have no place there."""
+    daemon.sync(timeout=120)
+    expected = {name: Item(item.kind, item.data) for name, item in tree.items.items() if item.kind != "symlink"}
+    there = {name: Item(item.kind, item.data) for name, item in look(below).items()}
+    assert sorted(there) == sorted(expected)
+    assert [name for name in expected if there[name] != expected[name]] == []
+
+
+@pytest.fixture
+def server_directory(apache_server: ServerProcess, request: pytest.FixtureRequest) -> Path:
+    directory = apache_server.root / request.node.name
+    directory.mkdir()
+    return directory
+
+
+def test_a_worker_that_is_killed_is_not_even_noticed(
+    apache_server: ServerProcess, server_directory: Path, tmp_path: Path
+) -> None:
+    print(f"SEED={SEED} CRASHES={CRASHES}")
+    chance = random.Random(SEED)
+    keys = {**webdav_mount(apache_server, f"{server_directory.name}/"), "write_back_delay": 0.3}
+    with daemon_over({"dav": keys}) as daemon:
+        mount, tree = daemon.path("dav"), Tree(tmp_path / "manifest")
+        with writing(mount, tree.manifest, SEED) as writer:
+            for crash in range(CRASHES):
+                # The moment is what is tested. Few die young: ten such in a minute are taken for a fault of the mount.
+                time.sleep(chance.uniform(0.02, 0.3) if crash % 8 == 1 else chance.uniform(0.6, 1.0))
+                kill_worker(daemon)
+                if crash % 3 == 2:
+                    writer.pause()
+                    assert tree.differences(mount, may_be_undecided=False) == [], f"after crash {crash} of SEED={SEED}"
+                    writer.go()
+            writer.pause()
+            assert tree.differences(mount, may_be_undecided=False) == [], f"at the end of SEED={SEED}"
+            assert_same_on_the_server(tree, daemon, server_directory)
+            assert tree.differences(mount, may_be_undecided=False) == []
+            writer.end()
+        assert tree.lines > 10 * CRASHES
+
+
+def test_a_daemon_that_is_killed_whole_finds_everything_at_its_next_start(
+    apache_server: ServerProcess, server_directory: Path, tmp_path: Path
+) -> None:
+    print(f"SEED={SEED} CRASHES={CRASHES}")
+    chance = random.Random(SEED)
+    keys = {**webdav_mount(apache_server, f"{server_directory.name}/"), "write_back_delay": 0.3}
+    with daemon_over({"dav": keys}) as daemon:
+        mount, tree = daemon.path("dav"), Tree(tmp_path / "manifest")
+        with writing(mount, tree.manifest, SEED) as writer:
+            for crash in range(CRASHES):
+                time.sleep(chance.uniform(0.05, 0.7))
+                daemon.abandon()
+                assert daemon.child is not None
+                daemon.child.wait(10)
+                writer.pause()
+                daemon.start()
+                assert tree.differences(mount, may_be_undecided=True) == [], f"after crash {crash} of SEED={SEED}"
+                writer.go()
+            writer.pause()
+            assert tree.differences(mount, may_be_undecided=False) == [], f"at the end of SEED={SEED}"
+            assert_same_on_the_server(tree, daemon, server_directory)
+            writer.end()
+        assert tree.lines > 10 * CRASHES

@@ -1,0 +1,172 @@
+"""Programs on a mount of a server that behaves as a Nextcloud does."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mounted.conftest import Rig
+from tests.mounted.harness import daemon_over
+from tests.mounted.kernel import eventually, listed, same_tree
+from tests.servers import FakeNextcloud
+
+MTIME = 1_500_000_000
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeNextcloud]:
+    base = tmp_path_factory.mktemp("nextcloud")
+    server = FakeNextcloud(base / "root", base / "work")
+    with server:
+        yield server
+
+
+def mount_keys(server: FakeNextcloud) -> dict[str, object]:
+    return {"backend": "nextcloud", "url": server.origin, "user": server.user, "password": server.password}
+
+
+@pytest.fixture(scope="module")
+def rig(server: FakeNextcloud) -> Iterator[Rig]:
+    with daemon_over({"cloud": {**mount_keys(server), "freshness": 2.0}}) as daemon:
+        yield Rig(daemon, "cloud", daemon.path("cloud"), server.root)
+
+
+@pytest.fixture
+def folder(rig: Rig, server: FakeNextcloud, request: pytest.FixtureRequest) -> Rig:
+    server.hook()
+    (rig.mount / request.node.originalname).mkdir(exist_ok=True)
+    return rig.below(request.node.originalname)
+
+
+def assert_safe_and_equal(rig: Rig) -> None:
+    rig.daemon.sync(rig.mount)
+    assert same_tree(rig.mount, rig.root) == []
+    assert (rig.status.unsent_files, rig.status.parked, rig.status.conflicts) == (0, 0, 0)
+
+
+def test_files_are_made_overwritten_renamed_and_removed(folder: Rig, server: FakeNextcloud) -> None:
+    (folder.mount / "a").write_text("one")
+    (folder.mount / "b").write_text("other")
+    (folder.mount / "d").mkdir()
+    assert_safe_and_equal(folder)
+    first = (folder.root / "a").stat().st_ino
+    server.clear_requests()
+    (folder.mount / "a").write_text("two, longer")
+    with (folder.mount / "a").open("a") as file:
+        file.write(" and more")
+    assert_safe_and_equal(folder)
+    (folder.mount / "b").replace(folder.mount / "d" / "moved")
+    assert_safe_and_equal(folder)
+    (folder.mount / "d" / "moved").unlink()
+    (folder.mount / "d").rmdir()
+    assert_safe_and_equal(folder)
+
+    assert (folder.root / "a").read_text() == "two, longer and more"
+    assert (folder.root / "a").stat().st_ino == first  # the file id, to which versions and shares belong
+    assert listed(folder.root) == ["a"]
+    assert not [line for line in server.every_request() if re.match(r"PUT \S*/files/", line)]
+
+
+def test_saving_by_a_temporary_file_keeps_the_id_of_the_target(folder: Rig) -> None:
+    (folder.mount / "report.csv").write_bytes(b"old")
+    folder.daemon.sync(folder.mount)
+    first = (folder.root / "report.csv").stat().st_ino
+
+    (folder.mount / "report.csv.tmp").write_bytes(b"new\n" * 50)
+    (folder.mount / "report.csv.tmp").replace(folder.mount / "report.csv")
+
+    assert_safe_and_equal(folder)
+    assert (folder.root / "report.csv").stat().st_ino == first
+
+
+def test_a_time_that_a_program_set_is_seen_in_another_container(folder: Rig, server: FakeNextcloud) -> None:
+    (folder.mount / "dated").write_text("1")
+    os.utime(folder.mount / "dated", (MTIME, MTIME))
+    (folder.mount / "dated later").write_text("1")
+    folder.daemon.sync(folder.mount)
+    os.utime(folder.mount / "dated later", (MTIME, MTIME))
+    folder.daemon.sync(folder.mount)
+    (folder.mount / "dated").chmod(0o755)  # which stays here
+
+    with daemon_over({"cloud": mount_keys(server)}) as second:
+        there = second.path("cloud") / folder.mount.name
+        times = [(there / name).stat().st_mtime for name in ("dated", "dated later")]
+        content = (there / "dated later").read_text()
+
+    assert times == [MTIME, MTIME]
+    assert content == "1"
+    assert (folder.mount / "dated").stat().st_mtime == MTIME
+    assert (folder.mount / "dated").stat().st_mode & 0o111
+    assert_safe_and_equal(folder)
+
+
+def test_content_of_one_size_and_second_written_twice_arrives(folder: Rig) -> None:
+    file = folder.mount / "table"
+    for content in (b"aaaa", b"bbbb", b"cccc"):
+        file.write_bytes(content)
+        os.utime(file, (MTIME, MTIME))
+        folder.daemon.sync(folder.mount)
+        assert (folder.root / "table").read_bytes() == content
+
+    assert file.stat().st_mtime == MTIME
+    assert file.read_bytes() == b"cccc"
+
+
+@pytest.mark.expects_log("degraded")
+def test_a_lost_answer_makes_no_conflict_and_sends_nothing_twice(folder: Rig, server: FakeNextcloud) -> None:
+    (folder.mount / "file").write_text("old")
+    folder.daemon.sync(folder.mount)
+    server.hook(lose={"MOVE": 1, "PUT": 0})
+    server.clear_requests()
+
+    (folder.mount / "file").write_text("new and longer")
+    assert_safe_and_equal(folder)
+
+    assert (folder.root / "file").read_text() == "new and longer"
+    assert len([line for line in server.every_request() if line.startswith("MOVE")]) == 1
+
+
+def test_a_tree_copied_in_and_changed_is_the_same_on_the_server(folder: Rig) -> None:
+    for number in range(60):
+        directory = folder.mount / f"d{number % 6}" / f"e{number % 4}"
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f"f{number}").write_bytes(bytes([number]) * number * 100)
+    (folder.mount / "d0").rename(folder.mount / "d5" / "moved")
+    (folder.mount / "d1" / "e1").rename(folder.mount / "d0")
+    for number in range(2, 60, 7):
+        (folder.mount / f"d{number % 6}" / f"e{number % 4}" / f"f{number}").unlink(missing_ok=True)
+
+    assert_safe_and_equal(folder)
+
+
+def test_a_change_by_others_is_seen(folder: Rig) -> None:
+    (folder.mount / "file").write_text("ours")
+    folder.daemon.sync(folder.mount)
+    (folder.root / "file").write_text("theirs, longer")
+
+    eventually(lambda: (folder.mount / "file").read_text() == "theirs, longer", 5, "the change is seen")
+
+
+@pytest.mark.expects_log("credential|401|unauthenticated|not connected|password")
+def test_a_wrong_password_is_sent_once_and_status_says_what_to_do(server: FakeNextcloud, tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    password.write_text("wrong")
+    keys = {**mount_keys(server), "password_file": str(password)}
+    del keys["password"]
+    server.clear_requests()
+    with daemon_over({"cloud": keys}) as daemon:
+        status = daemon.wait_for_state("cloud", "unauthenticated")
+        for _ in range(5):
+            with pytest.raises(OSError):
+                os.listdir(daemon.path("cloud"))
+        refused = [line for line in server.every_request() if line.endswith(" 401")]
+        password.write_text(server.password)
+        daemon.wait_for_state("cloud", "live")
+        os.listdir(daemon.path("cloud"))
+
+    assert str(password) in str(status)
+    assert len(refused) == 1
