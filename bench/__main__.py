@@ -17,7 +17,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bench import requests, resume
 from bench.report import Report
+from bench.requests import count_requests
+from bench.resume import QUICK_SECONDS, SECONDS, survive
 from bench.rows import QUICK, ROWS, Row, Scale
 from bench.server import MeteredApache
 from bench.systems import Local, Nbmountd, Rclone, System, costing, unmount
@@ -42,10 +45,27 @@ def main() -> int:
         report = Report([system.name for system in systems])
         for name in arguments.rows:
             run_row(ROWS[name], systems, server, scale, arguments.repetitions, report, console)
+        inside = look_inside(systems[0], QUICK_SECONDS if arguments.quick else SECONDS, console) if arguments.inside else {}
     report.show(console)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps({"about": about(arguments), "rows": report.as_json()}, indent=1) + "\n")
+        Path(arguments.json).write_text(json.dumps({"about": about(arguments), "rows": report.as_json(), **inside}, indent=1) + "\n")
     return 0
+
+
+def look_inside(system: System, seconds: float, console: Console) -> dict[str, object]:
+    """What only nbmountd can tell: how many requests things cost, and how it endures the death of its workers."""
+    assert isinstance(system, Nbmountd)
+    system.start()
+    try:
+        (system.mount / "requests").mkdir()
+        counts = count_requests(system.mount / "requests", lambda: system.status().requests)
+        (system.mount / "resume").mkdir()
+        report = survive(system.mount / "resume", lambda: system.status().pid, seconds)
+    finally:
+        system.stop()
+    requests.show(counts, console)
+    resume.show(report, console)
+    return {"requests": counts, "resume": report}
 
 
 def run_row(
@@ -95,6 +115,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=rows, default=list(ROWS), help=f"which of {','.join(ROWS)}; default all")
     parser.add_argument("--quick", action="store_true", help="smaller sizes, one repetition")
     parser.add_argument("--repetitions", type=int, help="default 3, or 1 with --quick")
+    parser.add_argument("--no-inside", dest="inside", action="store_false", help="neither count requests nor kill workers")
     parser.add_argument("--json", help="write everything measured to this file, too")
     parser.add_argument("--directory", help="a directory on the disk to use; default the system's temporary one")
     arguments = parser.parse_args()

@@ -79,6 +79,7 @@ class Answers:
             yield schema.QueueReply(items=absolute, total=total)
         elif isinstance(request, schema.Refresh):
             await self._fs.refresh_now(self._node(request.path) if request.path else None)
+            await self._fs.nodes.kernel.wait_told()
             yield schema.Done()
         elif isinstance(request, schema.Explain):
             yield schema.ExplainReply(fields=tuple(self._explain(request.path)))

@@ -38,6 +38,7 @@ from nbmountd.errors import ConfigError, NbmountdError, RemoteError
 from nbmountd.fs.filesystem import FileSystem
 from nbmountd.fs.held import Held
 from nbmountd.fs.nodes import Nodes
+from nbmountd.fs.poll import PollingRefresh
 from nbmountd.fs.reads import Reads
 from nbmountd.fs.refresh import Refresh
 from nbmountd.fs.repeats import Repeats
@@ -150,7 +151,7 @@ async def _serve(start: WorkerStart) -> None:
             evict=partial(_evict, nodes, store),
         )
     )
-    refresh = Refresh(nodes, backend, freshness=mount.freshness, deadline=mount.request_deadline)
+    refresh = PollingRefresh(nodes, backend, freshness=mount.freshness, deadline=mount.request_deadline)
     wanted, news = trio.open_memory_channel[int](100)
 
     def remote_changed(content: Content) -> None:
@@ -288,6 +289,7 @@ async def _connect(backend: PolicyBackend, nodes: Nodes, engine: Engine, fs: Fil
             if health is Health.LIVE:
                 _keep_capabilities(nodes, backend.capabilities)
                 fs.refresh.forget()
+                fs.quota_wanted.set()
                 engine.health_changed()
             _log.info("remote is " + health.value, cause=backend.health_reason or None)
         await backend.wait_health_change()
@@ -334,15 +336,16 @@ def _evict(nodes: Nodes, store: ContentStore, wanted: int) -> int:
 
 async def _watch_quota(backend: PolicyBackend, fs: FileSystem) -> None:
     while True:
+        fs.quota_wanted = trio.Event()
         try:
-            quota = await backend.quota()
-        except RemoteError:
-            await trio.sleep(QUOTA_EVERY)
-            continue
-        fs.quota = quota
-        available = quota.available
-        fs.budget.quota_available = None if available is None else max(0, available - fs.store.unsent_bytes)
-        await trio.sleep(QUOTA_EVERY)
+            fs.quota = await backend.quota()
+        except RemoteError as exc:
+            _log.debug("no quota", cause=exc)
+        else:
+            available = fs.quota.available
+            fs.budget.quota_available = None if available is None else max(0, available - fs.store.unsent_bytes)
+        with trio.move_on_after(QUOTA_EVERY):
+            await fs.quota_wanted.wait()
 
 
 def _load_capabilities(nodes: Nodes) -> None:

@@ -1,7 +1,7 @@
 """A worker for tests of the supervisor: serves tinyfs and a control socket, and misbehaves on request.
 
 What it shall do wrong is said by files in its backing directory (<state_dir>/<mount>/): `refuse` (ConfigError), `crash`
-(exit at once), `deaf` (no control answer and no file operation), `slow-stop` (does not end when told to stop).
+(exit at once), `crash-unless-degraded`, `deaf` (no control answer and no file operation), `slow-stop` (does not end when told to stop).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def run(start: WorkerStart) -> None:
     backing.mkdir(exist_ok=True)
     if (backing / "refuse").exists():
         raise ConfigError("the url of the remote is no url")
-    if (backing / "crash").exists():
+    if (backing / "crash").exists() or ((backing / "crash-unless-degraded").exists() and not start.degraded):
         os._exit(3)
     trio.run(_serve, start, backing)
 

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ from nbmountd.control.schema import (
     Progress,
     Queue,
     QueueReply,
+    Restart,
     Status,
     StatusReply,
     Stop,
@@ -43,6 +45,7 @@ from nbmountd.control.schema import (
 )
 from nbmountd.errors import StateError
 from nbmountd.fuse import mounting
+from nbmountd.fuse.agreement import ALL_FLAGS, Flag
 from nbmountd.keeper import Rhythm
 
 pytestmark = [
@@ -75,14 +78,15 @@ def backing(config: Config, name: str) -> Path:
 
 
 @asynccontextmanager
-async def running(config: Config, rhythm: Rhythm = FAST) -> AsyncIterator[Path]:
+async def running(config: Config, rhythm: Rhythm = FAST, kernel_flags: Flag = ALL_FLAGS) -> AsyncIterator[Path]:
     stop = trio.Event()
     socket_path = Path(config.daemon.state_dir).parent / "run" / "control.sock"
 
     async def run(*, task_status: trio.TaskStatus[Path]) -> None:
         await supervisor.run(
-            config, worker=WORKER, socket_path=socket_path, rhythm=rhythm, stop=stop, environ={}, task_status=task_status
-        )
+            config, worker=WORKER, socket_path=socket_path, rhythm=rhythm, stop=stop, environ={}, kernel_flags=kernel_flags,
+            task_status=task_status,
+        )  # fmt: skip
 
     async with trio.open_nursery() as nursery:
         with trio.fail_after(20):
@@ -178,6 +182,60 @@ async def test_a_status_does_not_wait_for_a_silent_worker(tmp_path: Path) -> Non
         assert "does not answer" in reply.mounts[0].reason
         os.kill(reply.mounts[0].pid or 0, signal.SIGKILL)
         await until(control, "a", state="live")
+
+
+async def test_a_mount_whose_workers_keep_dying_can_still_be_read_and_is_tried_again(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "home")
+    (backing(config, "home") / "f").write_text("still here\n")
+    (backing(config, "home") / "crash-unless-degraded").touch()
+
+    async with running(config, replace(FAST, retry=0.5)) as path:
+        degraded = await until(path, "home", state="degraded")
+        assert await read(f"{config.mounts[0].path}/f") == b"still here\n"
+        (backing(config, "home") / "crash-unless-degraded").unlink()
+        with trio.fail_after(10):
+            await until(path, "home", state="live")
+
+    assert "can only be read" in degraded.reason
+
+
+async def test_a_kernel_that_cannot_send_again_gets_a_new_mount_and_no_caller_hangs(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "home")
+    (backing(config, "home") / "f").write_text("still here\n")
+
+    async with running(config, replace(FAST, retry=0.1), ALL_FLAGS & ~Flag.HAS_RESEND) as path:
+        mount = config.mounts[0].path
+        fd = os.open(f"{mount}/f", os.O_RDONLY)
+        try:
+            os.kill((await status(path, "home")).pid or 0, signal.SIGKILL)
+            lost = await until(path, "home", state="failed")
+            with trio.fail_after(10):
+                await until(path, "home", state="live")
+
+            with pytest.raises(OSError, match=r"not connected|aborted"):
+                os.pread(fd, 100, 0)
+            assert await read(f"{mount}/f") == b"still here\n"
+        finally:
+            with suppress(OSError):  # the flush finds nobody
+                os.close(fd)
+
+    assert "open files are lost" in lost.reason
+
+
+async def test_a_kernel_that_cannot_send_again_keeps_open_files_over_a_restart_on_purpose(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "home")
+    (backing(config, "home") / "f").write_text("still here\n")
+
+    async with running(config, kernel_flags=ALL_FLAGS & ~Flag.HAS_RESEND) as path:
+        fd = os.open(f"{config.mounts[0].path}/f", os.O_RDONLY)
+        try:
+            before = (await status(path, "home")).pid
+            assert isinstance(await answer(path, Restart(mount="home")), Done)
+
+            assert (await status(path, "home")).pid != before
+            assert await trio.to_thread.run_sync(os.pread, fd, 100, 0) == b"still here\n"
+        finally:
+            os.close(fd)
 
 
 async def test_a_worker_that_keeps_dying_is_given_up_and_the_mount_taken_away(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import re
 import secrets
 import time
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import replace
 from urllib.parse import quote, unquote_to_bytes
 
@@ -85,7 +86,7 @@ class NextcloudShare(WebDAVShare):
         version = nextcloud_version(etag[0], entry.size, mtime_ns // 10**9, _checksum(entry))
         return replace(entry, version=version)
 
-    async def _listing(self, path: str) -> tuple[list[Resource], Answer]:
+    async def _listing(self, path: str) -> tuple[Sequence[Resource], Answer]:
         """A listing in pages, or at once where the server has no pages or the list changed between two of them."""
         if not self._pages:
             return await super()._listing(path)

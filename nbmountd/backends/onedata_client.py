@@ -7,14 +7,14 @@ for its root). Redirects are never followed: of a directory's content one leads 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 import trio
 
-from nbmountd.backends.base import Body
+from nbmountd.backends.base import Body, Sink
 from nbmountd.backends.http import Answer, HTTPStatistics, Incoming, Receive
 from nbmountd.backends.onedata_answers import (
     ATTRIBUTES,
@@ -28,11 +28,11 @@ from nbmountd.backends.onedata_answers import (
     Page,
     Told,
     checked_id,
-    error_of_answer,
     parse_version,
 )
+from nbmountd.backends.onedata_errors import error_of_answer
 from nbmountd.backends.onedata_tokens import TokenRefused, Tokens
-from nbmountd.backends.onedata_zone import JSONClient
+from nbmountd.backends.onedata_zone import Ask, JSONClient
 from nbmountd.errors import (
     RemoteExists,
     RemoteProtocolError,
@@ -40,14 +40,21 @@ from nbmountd.errors import (
     RemoteUnavailable,
     RemoteUnsupported,
     Unauthenticated,
+    VersionMismatch,
 )
-from nbmountd.model import Kind
+from nbmountd.model import Kind, Version
 
 T = TypeVar("T")
 
 API = "/api/v3/oneprovider"
 PAGE, OLD_PAGE = 5000, 1000
 """Entries asked for at a time. A provider allows 10,000 (1,000 before 21.02.4); 5,000 are 2.5 MB."""
+BREAKS = 2
+"""So often what may be repeated is sent again at once when a connection breaks: several in the pool may have ended."""
+LARGE_ANSWER = 256 * 1024
+"""Bytes of JSON from which on it is not decoded on the loop."""
+GIVEN_PIECE = 256 * 1024
+"""Bytes given to a sink at a time."""
 CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19})")
 JSON = {"Content-Type": "application/json"}
 OCTETS = {"Content-Type": "application/octet-stream"}
@@ -118,30 +125,56 @@ class OnedataClient:
         _, content = await self._ask("GET", f"/data/{quote(id, safe='')}/symlink_value")
         return content.decode("utf-8", "surrogateescape")
 
-    async def read(self, id: str, start: int, stop: int) -> bytearray:
-        """The bytes [start, stop). Raises PastEnd, RemoteProtocolError for anything that is not exactly them."""
+    async def read(self, id: str, version: Version | None, start: int, stop: int, sink: Sink) -> None:
+        """The bytes [start, stop) to `sink`, in a worker thread, when it is certain that they are of `version`.
+
+        Answers for content tell no version: they are held until a look at the attributes, made after the last byte came,
+        shows it. Raises VersionMismatch, PastEnd, RemoteProtocolError for anything that is not exactly these bytes.
+        """
+        what, path = "GET content", f"{API}/data/{quote(id, safe='')}"
         content = bytearray()
-        what = "GET content"
+        query = "?" + self._wanted() if self.new_names else ""
 
         def receive(incoming: Incoming) -> None:
             match = CONTENT_RANGE.fullmatch(incoming.headers.get("content-range", "").strip())
             if incoming.status != 206 or match is None or match[1] is None:
                 raise RemoteProtocolError(f"{what}: status {incoming.status} without the range it is of")
             if (int(match[1]), int(match[2])) != (start, stop - 1):
-                raise PastEnd(f"{what}: bytes {match[1]}-{match[2]} instead of {start}-{stop - 1}")
-            content.clear()
+                raise _Elsewhere
             for piece in incoming.pieces():
                 content.extend(piece)
             if len(content) != stop - start:
                 raise RemoteProtocolError(f"{what}: {len(content)} bytes instead of {stop - start}")
 
-        headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        answer, _ = await self._send("GET", f"{API}/data/{quote(id, safe='')}/content", headers, receive=receive)
-        if answer.status == 416:
-            raise PastEnd(f"{what}: {start}-{stop} is past the end of the file")
-        if answer.status >= 300:
-            raise error_of_answer(answer, what)
-        return content
+        def call(ask: Ask) -> Answer:
+            content.clear()
+            past = False
+            try:
+                headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+                answer, _ = ask("GET", path + "/content", headers, None, receive)
+                past = answer.status == 416
+                if answer.status >= 300 and not past:
+                    raise error_of_answer(answer, what)
+            except _Elsewhere:
+                past = True
+            if version is not None:
+                answer, told = ask("GET", path + query)
+                if answer.status >= 300:
+                    raise error_of_answer(answer, f"GET {path}")
+                if _decoded(told, Told, f"GET {path}").version != version:
+                    raise VersionMismatch("the file has another version now")
+            if past:
+                raise PastEnd(f"{what}: {start}-{stop} is not in the file")
+            try:
+                _give(content, sink)
+            except Exception as exc:
+                raise _SinkFailed(exc) from exc
+            return answer
+
+        try:
+            await self._with_token(what, call)
+        except _SinkFailed as exc:
+            raise exc.cause from None
 
     # --- changing ---
 
@@ -223,14 +256,14 @@ class OnedataClient:
         self, method: str, path: str, kind: type[T], headers: dict[str, str] | None = None, body: Body | bytes | None = None
     ) -> T:
         _, content = await self._ask(method, path, headers, body)
+        what = f"{method} {path.partition('?')[0]}"
         try:
-            if len(content) > 256 * 1024:
-                return await trio.to_thread.run_sync(lambda: msgspec.json.decode(content, type=kind))
-            return msgspec.json.decode(content, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise RemoteProtocolError(
-                f"{method} {path.partition('?')[0]}: the answer makes no sense", in_doubt=method != "GET"
-            ) from None
+            if len(content) > LARGE_ANSWER:
+                return await trio.to_thread.run_sync(_decoded, content, kind, what)
+            return _decoded(content, kind, what)
+        except RemoteProtocolError as exc:
+            exc.in_doubt = method != "GET"
+            raise
 
     async def _ask(
         self, method: str, path: str, headers: dict[str, str] | None = None, body: Body | bytes | None = None
@@ -243,34 +276,45 @@ class OnedataClient:
     async def _send(
         self, method: str, path: str, headers: dict[str, str], body: Body | bytes | None = None,
         receive: Receive | None = None,
-    ) -> tuple[Answer, bytes]:
-        """One request; once more with another token after a 401, or on another connection when one broke.
+    ) -> tuple[Answer, bytes]:  # fmt: skip
+        """The answer to one request, and the body that `receive` did not take."""
+        results: list[tuple[Answer, bytes]] = []
+
+        def call(ask: Ask) -> Answer:
+            results.append(ask(method, path, headers, body, receive))
+            return results[-1][0]
+
+        may_break = method == "GET" or "?offset=" in path
+        await self._with_token(f"{method} {path.partition('?')[0]}", call, body, may_break=may_break)
+        return results[-1]
+
+    async def _with_token(
+        self, what: str, call: Callable[[Ask], Answer], body: Body | bytes | None = None, *, may_break: bool = True
+    ) -> None:
+        """Runs `call`; once more with another token after a 401, or on another connection when one broke.
 
         The server ends a connection after 30 requests or 30 s, and does not always say so: then a request meets the end.
         """
-        may_break = method == "GET" or "?offset=" in path
-        refused = 0
-        for again in (False, True):
+        refused = broken = 0
+        while refused < 2:
             token = await self._tokens.get()
-            if again and body is not None and not isinstance(body, bytes):
+            if refused + broken and body is not None and not isinstance(body, bytes):
                 body.rewind()
             try:
-                answer = await self._client.send(method, path, token, headers=headers, body=body, receive=receive)
+                await self._client.converse(what, token, call, body)
             except TokenRefused as exc:
                 self._tokens.refuse(token, str(exc))
                 refused += 1
-                continue
             except RemoteTimeout:
                 raise
             except RemoteUnavailable:
-                if again or not may_break:
+                broken += 1
+                if broken > BREAKS or not may_break:
                     raise
-                continue
-            self.answered_at = trio.current_time()
-            return answer
+            else:
+                self.answered_at = trio.current_time()
+                return
         await self._tokens.get()  # says what is wrong with all of them
-        if refused < 2:
-            raise RemoteUnavailable("a connection broke, and the token was refused; there is another one now")
         raise Unauthenticated("the provider refuses a token that Onezone has just made for it")
 
     def statistics(self) -> HTTPStatistics:
@@ -278,3 +322,28 @@ class OnedataClient:
 
     async def aclose(self) -> None:
         await self._client.aclose()
+
+
+class _Elsewhere(Exception):
+    """The answer is of another range than the one asked for; no byte of it was taken."""
+
+
+class _SinkFailed(Exception):
+    """Carries an exception of a sink past those who would ask again."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__()
+        self.cause = cause
+
+
+def _decoded(content: bytes, kind: type[T], what: str) -> T:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise RemoteProtocolError(f"{what}: the answer makes no sense") from None
+
+
+def _give(content: bytearray, sink: Sink) -> None:
+    with memoryview(content) as view:
+        for start in range(0, len(view), GIVEN_PIECE):
+            sink(view[start : start + GIVEN_PIECE])

@@ -6,7 +6,8 @@ one request, a listing of one entry that begins at its name; else the path is wa
 
 from __future__ import annotations
 
-from nbmountd.backends.onedata_answers import BadInput, Told
+from nbmountd.backends.onedata_answers import Told
+from nbmountd.backends.onedata_errors import BadInput
 from nbmountd.backends.onedata_spaces import Space, Spaces
 from nbmountd.config import OnedataOptions
 from nbmountd.errors import NameRefused, ParentMissing, RemoteDenied, RemoteNotFound, RemoteProtocolError

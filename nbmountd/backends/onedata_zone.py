@@ -6,13 +6,16 @@ It knows nothing of files. Answers are checked: a provider's domain becomes an a
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from nbmountd.backends.base import Body
 from nbmountd.backends.credentials import anonymous
-from nbmountd.backends.http import Answer, HTTPClient, HTTPStatistics, Incoming, Send
-from nbmountd.backends.onedata_answers import error_of_answer, refusal_reason
+from nbmountd.backends.http import Answer, HTTPClient, HTTPStatistics, Incoming, Receive, Send
+from nbmountd.backends.onedata_errors import error_of_answer, refusal_reason
 from nbmountd.backends.onedata_tokens import TokenRefused
 from nbmountd.errors import ConfigError, RemoteProtocolError
 
@@ -66,6 +69,18 @@ def origin_of(host: str, key: str) -> str:
     return f"{scheme}://{rest}"
 
 
+NO_HEADERS: Mapping[str, str] = {}
+
+
+class Ask(Protocol):
+    """Sends one request from within a worker thread: its answer, and the whole body that `receive` did not take."""
+
+    def __call__(
+        self, method: str, path: str, headers: Mapping[str, str] = ..., body: Body | bytes | None = None,
+        receive: Receive | None = None,
+    ) -> tuple[Answer, bytes]: ...  # fmt: skip
+
+
 class JSONClient:
     """Requests with a token in X-Auth-Token and JSON answers, on our HTTP layer."""
 
@@ -81,31 +96,51 @@ class JSONClient:
         path: str,
         token: str | None,
         *,
-        headers: dict[str, str] | None = None,
-        body: Any = None,
-        receive: Any = None,
+        headers: Mapping[str, str] | None = None,
+        body: Body | bytes | None = None,
+        receive: Receive | None = None,
     ) -> tuple[Answer, bytes]:
         """The answer and its whole body (that `receive` did not take). Raises TokenRefused for 401, RemoteError."""
+        results: list[tuple[Answer, bytes]] = []
+
+        def call(ask: Ask) -> Answer:
+            results.append(ask(method, path, headers or {}, body, receive))
+            return results[-1][0]
+
+        await self.converse(f"{method} {path.partition('?')[0]}", token, call, body)
+        return results[-1]
+
+    async def converse(
+        self, what: str, token: str | None, call: Callable[[Ask], Answer], body: Body | bytes | None = None
+    ) -> None:
+        """Runs `call` in a worker thread with the means to ask, several times if need be; it returns the last answer.
+
+        What `call` raises comes out unchanged. Raises TokenRefused for 401, RemoteError.
+        """
+
+        def in_thread(send: Send) -> Answer:
+            return call(partial(self._ask, send, token))
+
+        await self._http.perform(what, in_thread, body)
+
+    def _ask(
+        self, send: Send, token: str | None, method: str, path: str, headers: Mapping[str, str] = NO_HEADERS,
+        body: Body | bytes | None = None, receive: Receive | None = None,
+    ) -> tuple[Answer, bytes]:  # fmt: skip
         content = bytearray()
-        what = f"{method} {path.partition('?')[0]}"
 
         def take(incoming: Incoming) -> None:
             for piece in incoming.pieces():
                 content.extend(piece)
                 if len(content) > ANSWER_LIMIT:
-                    raise RemoteProtocolError(f"{what}: an answer of more than {ANSWER_LIMIT} bytes")
+                    raise RemoteProtocolError(f"{method}: an answer of more than {ANSWER_LIMIT} bytes")
 
-        sent = dict(headers or {})
+        sent = dict(headers)
         if token is not None:
             sent["X-Auth-Token"] = token
-
-        def call(send: Send) -> Answer:
-            answer = send(method, self.origin + path, sent, body, receive or take)
-            if answer.status == 401:
-                raise TokenRefused(refusal_reason(answer.body))
-            return answer
-
-        answer = await self._http.perform(what, call, body)
+        answer = send(method, self.origin + path, sent, body, receive or take)
+        if answer.status == 401:
+            raise TokenRefused(refusal_reason(answer.body))
         return answer, bytes(content)
 
     def statistics(self) -> HTTPStatistics:

@@ -454,7 +454,7 @@ class WebDAVShare:
             raise RemoteNotFound(f"{place} is no directory")
         return found, itself, answer
 
-    async def _listing(self, path: str) -> tuple[list[Resource], Answer]:
+    async def _listing(self, path: str) -> tuple[Sequence[Resource], Answer]:
         """The resources of the collection at `path` and itself, and the (last) answer, of any status."""
         return await self._client.propfind(path, 1, self._properties())
 

@@ -22,7 +22,7 @@ class ControlError(NbmountdError):
     """The daemon could not be asked, or its answer makes no sense."""
 
 
-class DaemonNotRunning(ControlError):  # noqa: N818 (reads as what it says)
+class DaemonNotRunning(ControlError):
     """Nobody listens on the socket, or the daemon ended before it had answered."""
 
 

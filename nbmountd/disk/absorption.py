@@ -77,21 +77,19 @@ class Absorption:
                 self._present.add(begin, end)
                 changed.add(begin, end)
         self._present.truncate(self.size)
-        changed.truncate(self.size)
+        self._unverified.truncate(self.size)
+        edge = -(-self.size // BLOCK) * BLOCK  # a block of which only the end went has another checksum too
         self._changed: set[int] = set()
-        for begin, end in changed:
+        for begin, end in changed.within(0, edge):
             first, last = begin // BLOCK, -(-end // BLOCK)
+            for start, finish in self._unverified.within(first * BLOCK, last * BLOCK):
+                for inside, outside in changed.gaps(start, finish):  # a block is verified whole or not at all
+                    self._present.remove(inside, outside)
+            self._unverified.remove(first * BLOCK, last * BLOCK)
             self._changed.update(
                 block for start, finish in self._present.within(first * BLOCK, last * BLOCK)
                 for block in range(start // BLOCK, -(-finish // BLOCK))
             )  # fmt: skip
-            for block in {first, last - 1}:  # a block is verified whole or not at all
-                for start, finish in self._unverified.within(block * BLOCK, (block + 1) * BLOCK):
-                    self._present.remove(start, finish)
-            self._unverified.remove(first * BLOCK, last * BLOCK)
-            for start, finish in changed.within(first * BLOCK, last * BLOCK):
-                self._present.add(start, finish)
-        self._unverified.truncate(self.size)
 
     def copy(self) -> None:
         """Does it, in a thread. Raises nothing: see `failure`."""

@@ -72,6 +72,9 @@ class Fill:
 
     def write(self, piece: memoryview) -> None:
         """Takes the next bytes. In a thread, one at a time. Raises OSError."""
+        if self._generation != self._content.generation:
+            self.at += len(piece)  # of a version that is not wanted any more; its file may be the next one's
+            return
         done = 0
         while done < len(piece):
             done += os.pwrite(self._fd, piece[done:], self.at + done)

@@ -43,7 +43,7 @@ CREATE TABLE nodes (
     -- local position; parent NULL: removed (the root is its own parent)
     parent INTEGER, name BLOB NOT NULL,
     mode INTEGER NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL,
-    target TEXT, xattrs BLOB, rdev INTEGER NOT NULL,
+    target BLOB, xattrs BLOB, rdev INTEGER NOT NULL,
     -- base; base_parent NULL: the remote never saw it, or no longer has it
     base_parent INTEGER, base_name BLOB NOT NULL, base_id TEXT, base_version TEXT, base_size INTEGER, base_mtime_ns INTEGER,
     unsent INTEGER NOT NULL,       -- content differs from base: there are layers
@@ -163,8 +163,8 @@ def is_damage(exc: BaseException) -> bool:
 
 
 def _to_column(name: str, value: Any) -> Any:
-    if name in ("name", "base_name"):
-        return os.fsencode(value)
+    if name in ("name", "base_name", "target"):
+        return None if value is None else os.fsencode(value)
     if name == "xattrs":
         return msgspec.msgpack.encode(value) if value else None
     return value
@@ -175,6 +175,7 @@ def _from_row(row: tuple[Any, ...]) -> Node:
     node.kind = Kind(row[1])
     node.name = os.fsdecode(row[3])
     node.base_name = os.fsdecode(row[12])
+    node.target = None if row[8] is None else os.fsdecode(row[8])
     node.xattrs = msgspec.msgpack.decode(row[9], type=dict[str, bytes]) if row[9] else {}
     node.unsent, node.writable, node.local_only, node.listed = bool(row[17]), bool(row[19]), bool(row[20]), bool(row[21])
     return node

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import google_crc32c
@@ -134,35 +134,44 @@ class Replay:
         doubts: dict[int, int] = {}
         for id, own in by_layer.items():
             unsynced = [(sequence, record) for sequence, record in own if sequence >= synced.get(id, 0)]
-            doubtful = [sequence for sequence, _ in unsynced if sequence > gap]
-            doubtful += self._without_bytes(id, [pair for pair in unsynced if pair[0] <= gap])
-            if doubtful:
-                doubts[id] = min(doubtful)
+            there = self._with_bytes(id, unsynced)
+            cut = min((sequence for sequence, _ in unsynced if sequence > gap), default=_END)
+            while (earlier := _first_without_bytes(unsynced, there, cut)) < cut:
+                cut = earlier
+            if cut < _END:
+                doubts[id] = cut
         return doubts
 
-    def _without_bytes(self, id: int, records: list[tuple[int, Record]]) -> Iterator[int]:
-        """Sequences of writes whose bytes the file does not have. A later write that is there answers for what it covers."""
+    def _with_bytes(self, id: int, records: list[tuple[int, Record]]) -> set[int]:
+        """Sequences of the writes whose bytes the file has, all of them and unchanged."""
         try:
             fd = os.open(self._path(id), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            yield from (sequence for sequence, _ in records)
-            return
+            return set()
         try:
-            answered = Extents()
-            for sequence, record in reversed(records):
-                if record.kind is RecordKind.TRUNCATE:
-                    answered.add(record.offset, _END)
-                if record.kind is not RecordKind.WRITE:
-                    continue
-                if answered.covers(record.offset, record.stop):
-                    continue
-                good = (
-                    not answered.within(record.offset, record.stop)  # no checksum tells of a part
-                    and google_crc32c.value(os.pread(fd, record.length, record.offset)) == record.checksum
-                )
-                if good:
-                    answered.add(record.offset, record.stop)
-                else:
-                    yield sequence
+            return {
+                sequence for sequence, record in records
+                if record.kind is RecordKind.WRITE
+                and google_crc32c.value(os.pread(fd, record.length, record.offset)) == record.checksum
+            }  # fmt: skip
         finally:
             os.close(fd)
+
+
+def _first_without_bytes(records: list[tuple[int, Record]], there: set[int], cut: int) -> int:
+    """The sequence of the first write before `cut` of which not every byte is known to be on the disk; `cut` if there is none.
+
+    A later write that is there answers for what it covers. What a believed truncation cut off is not asked for. No checksum
+    tells of a part of a write, so one that is overwritten in part counts as not there.
+    """
+    answered = Extents()
+    first = cut
+    for sequence, record in reversed(records):
+        if record.kind is RecordKind.TRUNCATE and sequence < cut:
+            answered.add(record.offset, _END)
+        elif record.kind is RecordKind.WRITE:
+            if sequence in there:
+                answered.add(record.offset, record.stop)
+            elif sequence < cut and not answered.covers(record.offset, record.stop):
+                first = sequence
+    return first

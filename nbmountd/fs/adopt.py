@@ -15,7 +15,10 @@ from typing import Any
 from nbmountd.disk.database import Node, Transaction
 from nbmountd.fs.nodes import UNSENT_MODE, UNSENT_MTIME, UNSENT_XATTRS, Nodes
 from nbmountd.fs.rules import Here, Outcome, There, decide, what_happened_here
+from nbmountd.log import get_logger
 from nbmountd.model import Entry, Kind
+
+_log = get_logger(__name__)
 
 BATCH = 2000
 """Entries adopted in one transaction; about 20 ms on the loop."""
@@ -27,15 +30,21 @@ def adopt(nodes: Nodes, directory: Node, entries: Iterable[Entry], mark: int) ->
     Returns directories that were made on both sides: what the remote has in them is not known yet.
     """
     database = nodes.database
-    if directory.base_parent is None or directory.removed:
-        return []  # one side has removed it meanwhile; the parent's listing decides, or the step that removes it
+    if directory.base_parent is None:
+        return []  # removed on the remote while it was listed; the parent's listing decides
     skip = nodes.touched_since(directory.ino, mark)
     known = {node.base_name: node for node in database.base_children(directory.ino)}
+    if directory.removed:  # the step that removes it will find what is new; only what was moved out of it matters
+        entries = [entry for entry in entries if entry.name in known and not known[entry.name].removed]
+        skip |= {name for name, node in known.items() if node.removed}
     changed = False
     fresh: list[Entry] = []
     for entry in entries:
         node = known.pop(entry.name, None)
         if entry.name in skip:
+            continue
+        if entry.kind is Kind.FILE and entry.size is None:
+            _log.warning("not shown: the remote tells no size", name=entry.name)  # 0 bytes would be a lie to be written over
             continue
         if node is None:
             fresh.append(entry)
@@ -51,6 +60,8 @@ def adopt(nodes: Nodes, directory: Node, entries: Iterable[Entry], mark: int) ->
         if name not in skip:
             _gone(nodes, node)
             changed = True
+    if directory.removed:
+        fresh.clear()
     unknown: list[int] = []
     for start in range(0, len(fresh), BATCH):
         with database.transaction() as change:
@@ -113,9 +124,9 @@ def _is_another_version(nodes: Nodes, node: Node, entry: Entry) -> bool:
         return False
     if node.base_version != entry.version:
         return True
-    if nodes.capabilities.strong_versions:
-        return False
-    return (entry.size is not None and entry.size != node.base_size) or entry.attributes.mtime_ns != node.base_mtime_ns
+    if entry.size is not None and entry.size != node.base_size:
+        return True  # one of the two answers was wrong; the newer one counts
+    return not nodes.capabilities.strong_versions and entry.attributes.mtime_ns != node.base_mtime_ns
 
 
 def _new(nodes: Nodes, change: Transaction, directory: Node, entry: Entry, unknown: list[int]) -> bool:
@@ -134,6 +145,9 @@ def _new(nodes: Nodes, change: Transaction, directory: Node, entry: Entry, unkno
 
 
 def _same(nodes: Nodes, node: Node, entry: Entry) -> None:
+    content = nodes.store.peek(node.ino)
+    if content is not None:
+        content.stale = False  # whoever said that the remote has another version was wrong, or it is back
     values = {
         key: value for key, value in base_values(nodes, entry).items() if value != getattr(node, key) and key != "base_mtime_ns"
     }

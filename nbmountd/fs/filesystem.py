@@ -7,7 +7,6 @@ listing, bounded), read of bytes that are not here (bounded), and fsync or close
 
 from __future__ import annotations
 
-import os
 import stat
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -86,6 +85,8 @@ class FileSystem:
         self.uid = uid
         self.gid = gid
         self.quota = Quota()
+        self.quota_wanted = trio.Event()
+        """Set when the remote's quota is to be asked for anew, soon."""
         self.sync: Sync | None = None
         self.repeats = Repeats(nodes.database, resumed=False) if repeats is None else repeats
         self.config = nodes.config
@@ -147,6 +148,7 @@ class FileSystem:
             raise Exists(name)
         if not directory.listed:  # else the kernel's lookup has just seen to it
             await self.refresh.ensure_fresh(directory)
+            directory = self.nodes.directory(parent)  # others may have removed it meanwhile
             if self.nodes.database.child(parent, name) is not None:
                 raise Exists(name)
         return directory
@@ -197,6 +199,8 @@ class FileSystem:
         if node.kind is not Kind.FILE:
             raise NotPermitted(name)
         directory = await self._check_free(parent, name)
+        if self.nodes.get(ino).removed:
+            raise NotFound(name)
         self._insert(directory, name, Kind.FILE, node.mode, link_of=ino, unsent=True)
         with self.nodes.transaction() as change:
             change.update(node, ctime_ns=self.nodes.now()[0])
@@ -216,6 +220,8 @@ class FileSystem:
         if not node.is_directory:
             raise NotADirectory(name)
         await self._check_empty(node)
+        if self.nodes.database.child(parent, name) is not node:
+            raise NotFound(name)  # others removed it meanwhile
         self._remove(node)
 
     async def _child_to_change(self, parent: int, name: str) -> Node:
@@ -251,6 +257,14 @@ class FileSystem:
             raise AccessDenied(target_directory.name)
         await self.refresh.ensure_fresh(target_directory)
         target = self.nodes.database.child(new_parent, new_name)
+        if target is not None and node.is_directory and not exchange and replace:
+            await self._check_replaceable(node, target)
+        # From here on nothing is awaited. What was looked at before may have been changed by others meanwhile.
+        target_directory = self.nodes.directory(new_parent)
+        if self.nodes.database.child(parent, name) is not node:
+            raise NotFound(name)
+        if self.nodes.database.child(new_parent, new_name) is not target:
+            raise StaleFile(new_name)  # the kernel looks up again
         if exchange:
             if target is None:
                 raise NotFound(new_name)
@@ -261,7 +275,8 @@ class FileSystem:
         if target is not None:
             if not replace:
                 raise Exists(new_name)
-            await self._check_replaceable(node, target)
+            if target.is_directory and not node.is_directory:
+                raise IsADirectory(new_name)
         local_only = self._local_only_after(node, target_directory, new_name)
         old_directory = self.nodes.get(parent)
         now_ns, now = self.nodes.now()
@@ -278,10 +293,8 @@ class FileSystem:
         if target is not None:
             self.nodes.drop_if_unused(target)
 
-    async def _check_replaceable(self, node: Node, target: Node) -> None:
-        if target.is_directory and not node.is_directory:
-            raise IsADirectory(target.name)
-        if node.is_directory:
+    async def _check_replaceable(self, directory: Node, target: Node) -> None:
+        if target is not directory:
             if not target.is_directory:
                 raise NotADirectory(target.name)
             await self._check_empty(target)
@@ -595,6 +608,7 @@ class FileSystem:
     async def refresh_now(self, node: Node | None) -> None:
         """Forgets how fresh things are, and lists the directory of `node` (or the root) at once. Raises RemoteError."""
         self.refresh.forget()
+        self.quota_wanted.set()
         directory = self.nodes.database.root if node is None else node
         if not directory.is_directory:
             directory = self.nodes.get(directory.base_parent or directory.parent or ROOT_INODE)

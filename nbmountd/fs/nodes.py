@@ -43,6 +43,9 @@ class KernelView(Protocol):
     def attributes_changed(self, ino: int) -> None:
         """Size, times or mode are others now."""
 
+    async def wait_told(self) -> None:
+        """Returns when the kernel has been told what is queued now, or after a bounded time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -189,7 +192,7 @@ class Nodes:
         `values` are set besides (`base_parent=None` when the remote no longer has it). What is left of a further name is
         its place on the remote, to be removed or replaced.
         """
-        if node.link_of is not None:
+        if node.link_of is not None and not node.removed:
             self.aliases[node.link_of] -= 1
         if not self.aliases[node.ino]:
             change.update(node, parent=None, **values)
@@ -211,7 +214,7 @@ class Nodes:
     def orphan(self, change: Transaction, node: Node, directory: int) -> None:
         """The name of an open file means something else on the remote now, or nothing. If it is written to after all,
         `adopt_orphan` gives it a name again; until then it is as an unlinked file."""
-        if node.kind is not Kind.FILE or node.link_of is not None or not self.may_be_open(node.ino):
+        if node.kind is not Kind.FILE or node.link_of is not None or self.aliases[node.ino] or not self.may_be_open(node.ino):
             return
         self.orphans[node.ino] = directory
         change.execute(

@@ -114,7 +114,8 @@ class PollingRefresh(Refresh):
 
     async def _bring(self, directory: Node) -> None:
         """Makes the directory known: by the question alone, or by listing what is on the way to it and has changed."""
-        await self._ask()
+        if trio.current_time() - self._root_at >= self._freshness * SOFT_SHARE:
+            await self._ask()
         for each in reversed(list(self._ancestry(directory))):
             if each.ino not in self._listed_at or not each.listed:
                 break  # nothing is known of the way; the directory itself will do

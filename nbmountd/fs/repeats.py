@@ -18,7 +18,7 @@ from contextvars import ContextVar
 
 from nbmountd.disk.database import Database, Transaction
 
-RESEND_WINDOW = 30.0
+RESEND_WINDOW = 5.0
 """Seconds after the start in which requests come again; they are the first that a new worker reads."""
 _KEY = "last_change"
 
@@ -38,8 +38,8 @@ class Repeats:
             return None
         ino, _, last = self._last.partition(" ")
         if last != request:
-            if time.monotonic() > self._until:
-                self._last = None
+            if time.monotonic() > self._until or _thread_of(last) == _thread_of(request):
+                self._last = None  # that thread asks for something else, so it has had its answer
             return None
         self._last = None
         return int(ino)
@@ -58,3 +58,8 @@ class Repeats:
         request = _asked.get()
         if request is not None:
             change.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_KEY, f"{ino} {request}"))
+
+
+def _thread_of(request: str) -> str:
+    """The thread in a request as fuse/operations.py writes it: "('rename', 4711, ...)"."""
+    return request.split(", ", 2)[1] if request.count(", ") >= 2 else ""

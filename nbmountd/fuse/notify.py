@@ -10,12 +10,18 @@ from __future__ import annotations
 import os
 import queue
 import threading
+from collections.abc import Callable
+
+import trio
 
 from nbmountd.fuse import session
 from nbmountd.log import get_logger
 
 QUEUE_LIMIT = 20_000
 """Beyond this, the oldest news is dropped: the kernel's timeouts end it."""
+
+TOLD_DEADLINE = 2.0
+"""Seconds; a notification can wait for a request that waits for us, so nobody waits for one for ever."""
 
 _log = get_logger(__name__)
 
@@ -26,7 +32,7 @@ class KernelNotifier:
     def __init__(self, *, expire_only: bool) -> None:
         """`expire_only`: the kernel can be told to look a name up again without throwing its inode and pages away."""
         self._expire_only = expire_only
-        self._queue: queue.SimpleQueue[tuple[int, bytes | None] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[int, bytes | None] | Callable[[], None] | None] = queue.SimpleQueue()
         self._armed = False
         self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
 
@@ -40,6 +46,15 @@ class KernelNotifier:
         self._armed = False
         self._queue.put(None)
 
+    async def wait_told(self) -> None:
+        """Returns when the kernel has been told everything that is queued now, or after `TOLD_DEADLINE`."""
+        if not self._armed:
+            return
+        told, token = trio.Event(), trio.lowlevel.current_trio_token()
+        self._queue.put(lambda: token.run_sync_soon(told.set))
+        with trio.move_on_after(TOLD_DEADLINE):
+            await told.wait()
+
     def entry_changed(self, parent: int, name: str) -> None:
         self._put((parent, os.fsencode(name)))
 
@@ -52,6 +67,9 @@ class KernelNotifier:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None and self._armed:
+            if callable(item):
+                item()
+                continue
             ino, name = item
             try:
                 if name is None:

@@ -41,6 +41,8 @@ FIRST_RETRY, LAST_RETRY = 1.0, 300.0
 """Seconds between attempts: doubling, with jitter."""
 FULL_RETRY = 60.0
 """A full remote is asked again this often: somebody may have made room."""
+HURRIED_FULL_RETRY = 5.0
+"""The same while somebody waits for the file to be safe."""
 OPEN_DELAY = 300.0
 """A file that stays open for writing is sent as it is this long after its first unsent change."""
 LOOK_SHARE = 10
@@ -297,7 +299,7 @@ class Engine:
         if isinstance(exc, Unauthenticated):
             retry_in = LAST_RETRY  # a new credential wakes us: `health_changed`
         elif isinstance(exc, RemoteFull):
-            retry_in = FULL_RETRY
+            retry_in = HURRIED_FULL_RETRY if self._is_hurried(node) else FULL_RETRY
         elif isinstance(exc, FINAL) or (isinstance(exc, OSError) and exc.errno == errno.EIO):
             self.park(node, failure.error)
             _log.warning("parked", path=path, step=step_name(step), cause=exc)

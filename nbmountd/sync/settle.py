@@ -66,7 +66,7 @@ class Settle:
             raise RemoteUnavailable(f"{cause}; it is sent as a new file") from cause
         if version is not None and found.kind is Kind.FILE and found.version == version:
             raise RemoteUnavailable(str(cause)) from cause  # the remote is as before: nothing arrived
-        if await self._is_ours(found, place, snapshot, attributes):
+        if await self._is_ours(found, place, snapshot, attributes, sent=cause.in_doubt):
             return found
         if cause.in_doubt and await self._is_cut_short(found, place, snapshot):
             await self._backend.remove(Place(place.path, found.id), kind=Kind.FILE, version=found.version)
@@ -82,7 +82,7 @@ class Settle:
         found = await self._ask(place)
         if found is None or (version is not None and found.version == version):
             return None
-        return found if await self._is_ours(found, place, snapshot, Attributes()) else None
+        return found if await self._is_ours(found, place, snapshot, Attributes(), sent=True) else None
 
     async def incomplete(self, node: Node, replaced: Node, at: Position, place: Place, cause: StaleFile) -> None:
         """Bytes that an upload needs are gone with the version they belonged to: what is there now gets the name, and ours
@@ -99,13 +99,18 @@ class Settle:
             with self._nodes.transaction() as change:
                 change.update(replaced, base_parent=None, base_id=None)
 
-    async def _is_ours(self, found: Entry, place: Place, snapshot: Snapshot, attributes: Attributes) -> bool:
-        """Whether the remote's file has the snapshot's bytes (as far as they are here)."""
+    async def _is_ours(
+        self, found: Entry, place: Place, snapshot: Snapshot, attributes: Attributes, *, sent: bool
+    ) -> bool:
+        """Whether the remote's file has the snapshot's bytes. If it was `sent` perhaps, those that are here are enough: the
+        rest was taken from the version that it replaced."""
         if found.kind is not Kind.FILE or found.size != snapshot.size:
             return False
         algorithm = (self._nodes.capabilities.checksum_algorithm or "").upper()
         if snapshot.digest is not None and algorithm in found.checksums:
             return found.checksums[algorithm] == snapshot.digest
+        if not snapshot.here and (not sent or (snapshot.size and not snapshot.has_some)):
+            return False
         if snapshot.size > COMPARE_LIMIT:  # too much to read; a moment and a size of ours are as good as a name
             return self._has_mtime(found, attributes)
         return await self._agrees(found, place, snapshot)
@@ -156,7 +161,11 @@ class Settle:
         """A move was refused or got no answer: the entry at the target if it is ours by now; None if a conflict copy was
         made; else what is there is adopted, and this raises: the next plan starts from that."""
         there, here = await self._ask(target), await self._ask(source)
-        if there is not None and here is None and _is_same_thing(node, there):
+        untouched = (
+            there is not None and replaced is not None and there.kind is replaced.kind
+            and there.version == replaced.base_version
+        )  # fmt: skip
+        if there is not None and here is None and not untouched and _is_same_thing(node, there):
             return there
         if here is None or here.kind is not node.kind or (node.kind is Kind.FILE and here.version != node.base_version):
             news = There.GONE if here is None else There.CHANGED if here.kind is node.kind else There.OTHER_KIND
@@ -165,9 +174,7 @@ class Settle:
                     change.update(node, base_parent=None, base_id=None)
             else:
                 await self.look_at_parent(node)
-        elif there is not None and not (
-            replaced is not None and there.kind is replaced.kind and there.version == replaced.base_version
-        ):
+        elif there is not None and not untouched:
             self.make_copy(node, replaced, at, there, keeps_base=True)
             return None
         elif there is None and replaced is not None:

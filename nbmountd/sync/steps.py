@@ -212,7 +212,11 @@ class Steps:
             self._store.release(content)
 
     async def _ensure(self, content: Content, start: int, stop: int, layers: list[Layer]) -> None:
-        await self._reads.ensure(content, start, stop, layers, patient=True)
+        try:
+            await self._reads.ensure(content, start, stop, layers, patient=True)
+        except RemoteNotFound as exc:  # of what it is made of; not to be taken for an answer to the upload
+            await self._settle.look_at_parent(content.node)
+            raise RemoteUnavailable(f"the rest of its bytes: {exc}") from exc
 
     async def _keep_for_readers(self, old: Node) -> None:
         """The remote is about to lose a file that programs here may still have open: what they may read is fetched."""

@@ -92,6 +92,16 @@ class Snapshot:
             for segment in segments
         )
 
+    @property
+    def here(self) -> bool:
+        """Whether all of it can be read without asking the remote."""
+        return not self._content.missing(0, self.size, self.layers)
+
+    @property
+    def has_some(self) -> bool:
+        """Whether any of it can be."""
+        return any(not segment.missing for segment in self._content.segments(0, self.size, self.layers))
+
     def rewind(self) -> None:
         self.sent = 0
         if self._algorithm is not None:

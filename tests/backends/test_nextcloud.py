@@ -219,17 +219,15 @@ class CuttingProxy:
 
 
 async def overwrite_through(
-    server: FakeNextcloud, budget: float, old: bytes, new: bytes, *, answers: bool
-) -> tuple[int, Exception | None, Entry, Entry]:
-    """Bytes that went through, what the overwrite raised, and the file's entry before and after."""
-    path = server.root / "cut"
+    server: FakeNextcloud, name: str, budget: float, old: bytes, new: bytes, *, answers: bool
+) -> tuple[int, Exception | None, Entry, Entry, bytes]:
+    """Bytes that went through, what the overwrite raised, the file's entry before and after, and its content."""
     async with trio.open_nursery() as nursery:
         proxy = CuttingProxy(server.port, float("inf"), answers=answers)
         await nursery.start(proxy.run)
         error: Exception | None = None
         async with mounted(server, "cut", origin=proxy.origin) as backend:
-            (path / "file").unlink(missing_ok=True)
-            before = await upload(backend, free("file"), old, attributes=Attributes(mtime_ns=MTIME))
+            before = await upload(backend, free(name), old, attributes=Attributes(mtime_ns=MTIME))
             begun = proxy.passed
             proxy.budget = begun + budget
             try:
@@ -238,21 +236,23 @@ async def overwrite_through(
                 error = exc
         nursery.cancel_scope.cancel()
     async with mounted(server, "cut") as backend:
-        after = await backend.stat(Place(("file",)))
-    return proxy.passed - begun, error, before, after
+        await trio.sleep(0.02)  # what has reached the server is done, or being done: reading waits for that
+        after = await backend.stat(at(before))
+        content = await read(backend, at(before), None, 0, after.size or 0)
+    return proxy.passed - begun, error, before, after, content
 
 
 async def test_an_overwrite_cut_anywhere_leaves_the_old_or_the_new_content(server: FakeNextcloud) -> None:
     """At fifty points of all that goes to the server, and at three from which no answer comes back."""
     old, new = pattern(60_000), pattern(50_000)[::-1]
-    whole, error, _, _ = await overwrite_through(server, float("inf"), old, new, answers=True)
+    whole, error, _, _, _ = await overwrite_through(server, "whole", float("inf"), old, new, answers=True)
     assert error is None
     seen = set()
     for point in range(50):
         budget = whole * point // 49
         for answers in (True, False) if point >= 47 else (True,):
-            _, error, before, after = await overwrite_through(server, budget, old, new, answers=answers)
-            content = (server.root / "cut" / "file").read_bytes()
+            name = f"{point} {answers}"
+            _, error, before, after, content = await overwrite_through(server, name, budget, old, new, answers=answers)
 
             assert content in (old, new), f"cut after {budget} of {whole} bytes: {len(content)} bytes are left"
             assert after.id == before.id

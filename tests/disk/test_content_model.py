@@ -220,8 +220,11 @@ class Store(RuleBasedStateMachine):
 
     @rule(reboot=st.booleans())
     def kill(self, reboot: bool) -> None:
-        """A SIGKILL; with `reboot` an orderly one of the machine afterwards."""
+        """A SIGKILL; with `reboot` one of the machine, a while after the last write."""
         self.make_room()
+        if reboot:
+            for call in self.rig.store.settling(now=True):
+                call()
         self.rig.kill(reboot=reboot)
         self.open = self.sending = None
 
@@ -239,6 +242,7 @@ class Store(RuleBasedStateMachine):
     def cache_is_meddled_with_while_nobody_runs(self, what: str) -> None:
         self.kill(reboot=False)
         self.rig.abandon()
+        self.rig.meddled = True
         if what == "deleted":
             shutil.rmtree(self.rig.cache_dir, ignore_errors=True)
         for path in self.rig.cache_dir.glob("base/*/*") if what != "deleted" else ():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,6 +150,23 @@ def test_a_change_by_others_is_seen(folder: Rig) -> None:
     (folder.root / "file").write_text("theirs, longer")
 
     eventually(lambda: (folder.mount / "file").read_text() == "theirs, longer", 5, "the change is seen")
+
+
+def test_a_quiet_tree_is_asked_about_once_however_large(folder: Rig, server: FakeNextcloud) -> None:
+    folder.daemon.sync(folder.mount)
+    for left in range(10):
+        for right in range(10):
+            (folder.root / str(left) / str(right)).mkdir(parents=True)
+    folder.daemon.refresh(folder.mount)
+    counts = []
+    for _ in range(4):  # in the first rounds directories are listed, and their versions get known
+        server.clear_requests()
+        assert sum(len(names) for _, names, _ in os.walk(folder.mount)) == 110
+        counts.append(len([line for line in server.every_request() if line.startswith("PROPFIND")]))
+        time.sleep(2.1)  # past the freshness time
+
+    assert counts[0] > 100
+    assert counts[-1] <= 4
 
 
 @pytest.mark.expects_log("credential|401|unauthenticated|not connected|password")

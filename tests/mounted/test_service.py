@@ -247,6 +247,9 @@ class Store:
             os.close(fd)
 
 
+WRITER = 'exec 5>>"$1"; echo before >&5; touch "$1.open"; read line; echo after >&5'
+
+
 class KeptDaemon(Daemon):
     """A daemon whose service manager keeps its descriptors."""
 
@@ -275,12 +278,14 @@ def test_a_killed_supervisor_gets_its_mounts_back_from_the_service_manager(sourc
         daemon.start()
         daemon.store.look()
         kept = sorted(daemon.store.fds)
-        with Writer(daemon.path("one") / "log") as writer:
-            writer.wait_for_more()
-            daemon.kill_supervisor()
-            daemon.start()
-            writer.wait_for_more()
-        assert_complete(daemon.path("one") / "log", writer)
+        # A process of its own: a fork of ours would close its copy of the file, and wait for the daemon that it is to become.
+        writer = subprocess.Popen(["sh", "-c", WRITER, "sh", str(daemon.path("one") / "log")], stdin=subprocess.PIPE)
+        eventually(lambda: (daemon.path("one") / "log.open").exists(), 20, "the program has the file open")
+        daemon.kill_supervisor()
+        daemon.start()
+        writer.communicate(b"go on\n", timeout=30)
+        assert writer.returncode == 0
+        assert (daemon.path("one") / "log").read_text() == "before\nafter\n"
         daemon.terminate()
         daemon.store.look()
 

@@ -9,8 +9,9 @@
 
 `root` is made if it is missing; `work` is a directory for configuration, logs and locks, one per server. Both belong to
 the caller. Leaving the `with` stops the server; `start` and `stop` may be called in any order and repeated. All calls
-block, for some 50 ms at a start. ApacheServer, NginxServer and WsgiDAVServer serve WebDAV, FakeNextcloud does as a
-Nextcloud would (fake_nextcloud.py says how far); BrokenServer answers wrongly on purpose (broken.py says how). A server that is not installed raises ServerMissing and names its packages.
+block, for some 50 ms at a start. ApacheServer, NginxServer and WsgiDAVServer serve WebDAV; FakeNextcloud does as a
+Nextcloud would (fake_nextcloud.py says how far); BrokenServer answers wrongly on purpose (broken.py says how).
+A server that is not installed raises ServerMissing and names its packages.
 
 When the tests run as root the server process is an ordinary user that keeps the right to read and write everything, so
 that roots below a private temporary directory work.

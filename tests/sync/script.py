@@ -7,6 +7,7 @@ A script is a list of plain tuples, so that a failing one can be made shorter an
   or removed it in a file where it was to be seen, or when the other client did so on the remote. In the end, with all
   faults over and everything sent, every token that is not dead is on the remote (or in a file that is parked).
 - Both sides have the same tree then, and every file's bytes are those that its node says.
+- Where nobody else works, no name ever goes away by itself, nothing is in conflict and nothing is parked, whatever fails.
 """
 
 from __future__ import annotations
@@ -57,12 +58,13 @@ def make_script(chance: random.Random) -> list[Op]:
     script = [op for op in script if chance.random() < 0.8]
     script += [("list", ""), ("list", "d")] if chance.random() < 0.8 else []
     script += [("latency", chance.choice((0.05, 0.5, 3.0)))] if chance.random() < 0.6 else []
+    alone = chance.random() < 0.3
     for _ in range(chance.randrange(1, 6)):
-        script += _make_round(chance)
+        script += _make_round(chance, alone=alone)
     return script
 
 
-def _make_round(chance: random.Random) -> list[Op]:
+def _make_round(chance: random.Random, *, alone: bool) -> list[Op]:
     paths = chance.choices(PATHS, k=2)
     directories = chance.choices(("d", "d", "e", "d/e"), k=2)
 
@@ -129,7 +131,8 @@ def _make_round(chance: random.Random) -> list[Op]:
     def one_of(makers: list[tuple[int, Callable[[], Op]]]) -> Op:
         return chance.choices([call for _, call in makers], [weight for weight, _ in makers])[0]()
 
-    ops = [one_of(here) for _ in range(chance.randrange(0, 5))] + [one_of(there) for _ in range(chance.randrange(0, 4))]
+    ops = [one_of(here) for _ in range(chance.randrange(0, 5))]
+    ops += [one_of(there) for _ in range(0 if alone else chance.randrange(0, 4))]
     chance.shuffle(ops)
     script: list[Op] = []
     for op in ops:
@@ -163,6 +166,10 @@ class Run:
     living: dict[bytes, str] = field(default_factory=dict)
     """Token -> where it came from."""
     handles: dict[int, Handle] = field(default_factory=dict)
+    unlinked: set[int] = field(default_factory=set)
+    """Files of which a program took the last name."""
+    alone: bool = False
+    """Nobody else changes the remote after the beginning."""
     made: int = 0
 
     # -- tokens -------------------------------------------------------------------------------------------------------
@@ -190,6 +197,7 @@ class Run:
         return self.mirror[node.ino]
 
     def removed_here(self, node: Node) -> None:
+        self.unlinked.add(node.ino)
         if node.kind is Kind.FILE:
             self.kill_tokens(self.content_of(node))
 
@@ -202,6 +210,10 @@ class Run:
                 await getattr(self, "do_" + verb.replace(" ", "_"))(*arguments)
         except (LocalError, RemoteError):
             pass
+        if self.alone:
+            for ino in self.mirror.keys() - self.unlinked:
+                node = self.world.nodes.database.get(ino)
+                assert node is not None and not node.removed, f"{node} lost its name by itself after {op}"
 
     async def parent_of(self, path: str) -> tuple[int, str]:
         parent, _, name = path.rpartition("/")
@@ -363,7 +375,7 @@ class Run:
         handle = self.handles.pop(slot, None)
         if handle is not None:
             node = self.world.nodes.get(handle.ino)
-            if node.removed and node.ino not in self.world.nodes.orphans:
+            if node.ino in self.unlinked:
                 self.kill_tokens(self.content_of(node))  # unlinked, and now closed
             self.world.fs.close_file(handle.ino, writing=handle.writing)
 
@@ -448,7 +460,7 @@ class Run:
         world = self.world
         for handle in self.handles.values():  # a fresh mount: no program survives it
             node = world.nodes.get(handle.ino)
-            if node.removed and not (node.ino in world.nodes.orphans and node.unsent):
+            if node.ino in self.unlinked or not node.unsent:
                 self.kill_tokens(self.content_of(node))
         self.handles.clear()
         await world.kill(self.nursery)
@@ -466,6 +478,9 @@ class Run:
         await trio.sleep(200)
         parked = await world.converge()
 
+        assert not (self.alone and parked), f"parked without need: {world.engine.parked('m')}"
+        conflicts = world.nodes.database.connection.execute("SELECT count(*) FROM conflicts").fetchone()[0]
+        assert not (self.alone and conflicts), "a conflict with oneself"
         theirs = world.remote.tree()
         kept: set[bytes] = set()
         for node in parked:
@@ -508,7 +523,9 @@ async def _play(script: list[Op], world: World, unit: int) -> None:
     async with running(world) as nursery:
         run = Run(world, nursery, unit)
         world.on_removed = world.nodes.on_removed = run.removed_here
-        for op in script:
+        others = [op[0].startswith("other") for op in script]
+        for op, other in zip(script, others, strict=True):
+            run.alone = not other and others == sorted(others, reverse=True)
             await run.do(op)
         await run.check_end()
 

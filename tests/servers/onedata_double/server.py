@@ -136,16 +136,17 @@ class Faces:
                     return fault
         return None
 
-    def record(self, face: str, request: Request, status: int, sent: int, connection: int) -> None:
+    def record(self, face: str, request: Request, status: int, connection: int) -> dict[str, Any]:
+        """The new record, to be called before the answer goes out: a test that has the answer finds it. `sent` grows."""
+        record = {
+            "face": face, "method": request.method, "target": request.target, "status": status,
+            "received": request.received, "sent": 0, "connection": connection,
+        }  # fmt: skip
         with self.lock:
             if face != "control":
-                self.records.append(
-                    {
-                        "face": face, "method": request.method, "target": request.target, "status": status,
-                        "received": request.received, "sent": sent, "connection": connection,
-                    }
-                )  # fmt: skip
+                self.records.append(record)
             self._log.write(f"{request.method} {request.raw_path} {status}\n")
+        return record
 
 
 class Face:
@@ -214,7 +215,7 @@ class Face:
                 _reset(sock)
                 raise Gone
             elif action == "reset":
-                self._shared.record(self.name, request, 0, 0, number)
+                self._shared.record(self.name, request, 0, number)
                 _reset(sock)
                 raise Gone
             elif action == "call":
@@ -227,14 +228,11 @@ class Face:
         for _ in request.pieces():
             pass  # what a handler left unread
         if action == "lost":
-            self._shared.record(self.name, request, 0, 0, number)
+            self._shared.record(self.name, request, 0, number)
             _reset(sock)
             raise Gone
-        sent = 0
-        try:
-            sent = self._send(sock, response, fault, last=last)
-        finally:
-            self._shared.record(self.name, request, response.status, sent, number)
+        record = self._shared.record(self.name, request, response.status, number)
+        record["sent"] = self._send(sock, response, fault, last=last)
         return True
 
     def _answer(self, request: Request) -> Response:
