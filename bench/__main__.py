@@ -33,6 +33,7 @@ def main() -> int:
     scale = QUICK if arguments.quick else Scale()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the ExitStack, so that nothing stays mounted
     console = Console(width=None if sys.stdout.isatty() else 160)
+    inside: dict[str, object] = {}
     with ExitStack() as stack:
         home = Path(tempfile.mkdtemp(prefix="nbmountd-bench-", dir=arguments.directory))
         stack.callback(shutil.rmtree, home, ignore_errors=True)
@@ -45,10 +46,12 @@ def main() -> int:
         report = Report([system.name for system in systems])
         for name in arguments.rows:
             run_row(ROWS[name], systems, server, scale, arguments.repetitions, report, console)
-        inside = look_inside(systems[0], QUICK_SECONDS if arguments.quick else SECONDS, console) if arguments.inside else {}
+        if arguments.inside:
+            inside = look_inside(systems[0], QUICK_SECONDS if arguments.quick else SECONDS, console)
     report.show(console)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps({"about": about(arguments), "rows": report.as_json(), **inside}, indent=1) + "\n")
+        measured = {"about": about(arguments), "rows": report.as_json(), **inside}
+        Path(arguments.json).write_text(json.dumps(measured, indent=1) + "\n")
     return 0
 
 

@@ -58,16 +58,20 @@ def count_requests(directory: Path, counts: Callable[[], Counts]) -> dict[str, C
         listing = subprocess.run(["ls", "-l", str(directory / "listed")], capture_output=True, check=True).stdout
         assert listing.count(b"\n") == LISTED + 1
 
+    def ls_cold() -> None:
+        forget_names()
+        ls()
+
     rows: dict[str, Callable[[], None]] = {
         "stat": stat,
         "open + read + close, cached": read,
         "create + write 4 KiB + close": create,
         "write 1 MiB in one call": write,
         "write 1 MiB in calls of 4 KiB": write_small,
-        f"ls -l of {LISTED} files, cold": lambda: (forget_names(), ls())[-1],
+        f"ls -l of {LISTED} files, cold": ls_cold,
         f"ls -l of {LISTED} files, warm": ls,
     }
-    found = {}
+    found: dict[str, Counts] = {}
     for title, work in rows.items():
         before = counts()
         work()

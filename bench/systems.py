@@ -175,10 +175,14 @@ class Nbmountd:
 
     def _state(self) -> str:
         with contextlib.suppress(ControlError):
-            *_, reply = ask_sync(self._socket, schema.Status(), timeout=10)
-            if isinstance(reply, schema.StatusReply):
-                return reply.mounts[0].state
+            return self.status().state
         return ""
+
+    def status(self) -> schema.MountStatus:
+        """The mount as the daemon sees it. Raises ControlError."""
+        *_, reply = ask_sync(self._socket, schema.Status(), timeout=10)
+        assert isinstance(reply, schema.StatusReply)
+        return reply.mounts[0]
 
 
 # --- what they cost ----------------------------------------------------------------------------------------------------

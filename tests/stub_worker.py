@@ -1,7 +1,8 @@
 """A worker for tests of the supervisor: serves tinyfs and a control socket, and misbehaves on request.
 
 What it shall do wrong is said by files in its backing directory (<state_dir>/<mount>/): `refuse` (ConfigError), `crash`
-(exit at once), `crash-unless-degraded`, `deaf` (no control answer and no file operation), `slow-stop` (does not end when told to stop).
+(exit at once), `crash-unless-degraded`, `deaf` (no control answer and no file operation),
+`slow-stop` (does not end when told to stop).
 """
 
 from __future__ import annotations

@@ -30,13 +30,12 @@ def adopt(nodes: Nodes, directory: Node, entries: Iterable[Entry], mark: int) ->
     Returns directories that were made on both sides: what the remote has in them is not known yet.
     """
     database = nodes.database
-    if directory.base_parent is None:
-        return []  # removed on the remote while it was listed; the parent's listing decides
+    if directory.base_parent is None or directory.removed:
+        return []  # one side has removed it meanwhile; the parent's listing decides, or the step that removes it
     skip = nodes.touched_since(directory.ino, mark)
     known = {node.base_name: node for node in database.base_children(directory.ino)}
-    if directory.removed:  # the step that removes it will find what is new; only what was moved out of it matters
-        entries = [entry for entry in entries if entry.name in known and not known[entry.name].removed]
-        skip |= {name for name, node in known.items() if node.removed}
+    # What was renamed here is left for its step: the remote may have carried it out without our having heard of it.
+    skip |= {name for name, node in known.items() if here_of(nodes, node) in (Here.MOVED, Here.MOVED_EDITED)}
     changed = False
     fresh: list[Entry] = []
     for entry in entries:
@@ -53,15 +52,13 @@ def adopt(nodes: Nodes, directory: Node, entries: Iterable[Entry], mark: int) ->
                 fresh.append(entry)
             changed = True
         elif _is_another_version(nodes, node, entry):
-            changed |= _new_version(nodes, node, entry)
+            changed |= take(nodes, node, entry)
         else:
             _same(nodes, node, entry)
     for name, node in known.items():
         if name not in skip:
-            _gone(nodes, node)
+            gone(nodes, node)
             changed = True
-    if directory.removed:
-        fresh.clear()
     unknown: list[int] = []
     for start in range(0, len(fresh), BATCH):
         with database.transaction() as change:
@@ -173,8 +170,8 @@ def _same(nodes: Nodes, node: Node, entry: Entry) -> None:
         nodes.kernel.attributes_changed(node.ino)
 
 
-def _new_version(nodes: Nodes, node: Node, entry: Entry) -> bool:
-    """The remote has other bytes now. Returns whether something changed here."""
+def take(nodes: Nodes, node: Node, entry: Entry) -> bool:
+    """The remote has other bytes of a file now, where its base is. Returns whether something changed here."""
     outcome = decide(here_of(nodes, node), There.CHANGED)
     if outcome not in (Outcome.TAKE, Outcome.COME_BACK):
         return False  # the step that sends ours is conditional on the version it knows, and will find this one
@@ -205,15 +202,15 @@ def _other_kind(nodes: Nodes, node: Node) -> bool:
     """A file is where a directory was, or the like. Returns whether the newcomer may be taken in now."""
     if here_of(nodes, node) is Here.REPLACED:
         return False  # the step that replaces it will meet the newcomer
-    _gone(nodes, node)
+    gone(nodes, node)
     return True
 
 
-def _gone(nodes: Nodes, node: Node) -> bool:
+def gone(nodes: Nodes, node: Node) -> bool:
     """The remote no longer has it. What was edited here, or is above such, stays and is sent anew; returns whether."""
     if node.is_directory:
         for child in nodes.database.base_children(node.ino):
-            _gone(nodes, child)
+            gone(nodes, child)
         stays = not node.removed and nodes.database.has_children(node.ino)
     else:
         stays = decide(here_of(nodes, node), There.GONE) is Outcome.SEND_AS_NEW and not node.removed

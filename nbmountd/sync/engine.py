@@ -367,7 +367,7 @@ class Engine:
         """Why the node's work waits for a person: itself, or a directory above it, is parked. None: it does not."""
         at: Node | None = node
         while at is not None and at.ino != ROOT_INODE:
-            if at.ino in self._parked:
+            if at.ino in self._parked and at.changed_at <= self._parked[at.ino][1]:
                 return self._parked[at.ino][0]
             at = None if at.parent is None else self._nodes.database.get(at.parent)
         return None

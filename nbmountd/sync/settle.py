@@ -14,11 +14,11 @@ from nbmountd.backends.base import Backend
 from nbmountd.disk.content import ContentStore
 from nbmountd.disk.database import Node
 from nbmountd.errors import LocalError, RemoteError, RemoteNotFound, RemoteUnavailable, StaleFile
-from nbmountd.fs.adopt import base_values, here_of, local_values
+from nbmountd.fs.adopt import base_values, gone, here_of, local_values, take
 from nbmountd.fs.conflicts import conflict_name
 from nbmountd.fs.nodes import Nodes
 from nbmountd.fs.refresh import Refresh
-from nbmountd.fs.rules import Outcome, There, decide
+from nbmountd.fs.rules import Here, Outcome, There, decide
 from nbmountd.log import get_logger
 from nbmountd.model import Attributes, Entry, Kind, Place, Version
 from nbmountd.sync.plan import Position
@@ -54,9 +54,13 @@ class Settle:
         snapshot: Snapshot,
         attributes: Attributes,
         cause: RemoteError,
+        *,
+        sent: bool,
     ) -> Entry | None:
         """What became of an upload that was refused or got no answer: its entry if it arrived after all; None if a
-        conflict copy was made; raises when nothing happened and it may be tried again."""
+        conflict copy was made; raises when nothing happened and it may be tried again. `sent`: this very snapshot may have
+        been sent before, with an unknown end."""
+        sent = sent or cause.in_doubt
         found = await self._ask(place)
         if found is None:
             if version is not None:
@@ -66,9 +70,9 @@ class Settle:
             raise RemoteUnavailable(f"{cause}; it is sent as a new file") from cause
         if version is not None and found.kind is Kind.FILE and found.version == version:
             raise RemoteUnavailable(str(cause)) from cause  # the remote is as before: nothing arrived
-        if await self._is_ours(found, place, snapshot, attributes, sent=cause.in_doubt):
+        if await self._is_ours(found, place, snapshot, attributes, sent=sent):
             return found
-        if cause.in_doubt and await self._is_cut_short(found, place, snapshot):
+        if sent and await self._is_cut_short(found, place, snapshot):
             await self._backend.remove(Place(place.path, found.id), kind=Kind.FILE, version=found.version)
             with self._nodes.transaction() as change:
                 change.update(replaced, base_parent=None, base_id=None)
@@ -165,15 +169,11 @@ class Settle:
             there is not None and replaced is not None and there.kind is replaced.kind
             and there.version == replaced.base_version
         )  # fmt: skip
-        if there is not None and here is None and not untouched and _is_same_thing(node, there):
+        as_before = here is not None and here.kind is node.kind and _has_version(node, here)
+        if there is not None and not as_before and not untouched and await self._is_same_thing(node, target, there, here):
             return there
-        if here is None or here.kind is not node.kind or (node.kind is Kind.FILE and here.version != node.base_version):
-            news = There.GONE if here is None else There.CHANGED if here.kind is node.kind else There.OTHER_KIND
-            if decide(here_of(self._nodes, node), news) is Outcome.SEND_AS_NEW:
-                with self._nodes.transaction() as change:
-                    change.update(node, base_parent=None, base_id=None)
-            else:
-                await self.look_at_parent(node)
+        if not as_before:
+            await self._source_changed(node, here)
         elif there is not None and not untouched:
             self.make_copy(node, replaced, at, there, keeps_base=True)
             return None
@@ -182,6 +182,47 @@ class Settle:
                 change.update(replaced, base_parent=None, base_id=None)
             self._nodes.drop_if_unused(replaced)
         raise RemoteUnavailable(str(cause)) from cause
+
+    async def _is_same_thing(self, node: Node, target: Place, there: Entry, here: Entry | None) -> bool:
+        """Whether what has appeared at the target of a move is what was to be moved, of which `here` is at the source."""
+        if there.kind is not node.kind:
+            return False
+        if there.id is not None and node.base_id is not None:
+            return there.id == node.base_id
+        if node.kind is not Kind.FILE:
+            return here is None  # a directory's own listing will tell more
+        return _has_version(node, there) or (here is None and await self.has_same_bytes(node, target, there))
+
+    async def has_same_bytes(self, node: Node, place: Place, entry: Entry) -> bool:
+        """Whether a file that has another version now, after a step that leaves bytes alone, still has the bytes of base.
+
+        Some remotes give a new version when a file is moved or its time is set; or somebody wrote to it in that moment. What
+        is here is compared; where nothing is, nothing can be mixed.
+        """
+        if _has_version(node, entry):
+            return True
+        if entry.kind is not Kind.FILE or entry.size != node.base_size or node.link_of is not None:
+            return False
+        content = self._store.open(node)
+        try:
+            base = Snapshot(self._store, content, [], _never)
+            if node.unsent and not base.here:  # our edit lies above those bytes; somebody else's would have moved the mtime
+                return entry.attributes.mtime_ns is not None and entry.attributes.mtime_ns == node.base_mtime_ns
+            if not base.has_some:
+                return not self._nodes.may_be_open(node.ino)
+            return base.size == entry.size and base.size <= COMPARE_LIMIT and await self._agrees(entry, place, base)
+        finally:
+            self._store.release(content)
+
+    async def _source_changed(self, node: Node, here: Entry | None) -> None:
+        """What was renamed here was changed, replaced or removed there."""
+        news = There.GONE if here is None else There.CHANGED if here.kind is node.kind else There.OTHER_KIND
+        if decide(here_of(self._nodes, node), news) is Outcome.TAKE and here is not None:
+            take(self._nodes, node, here)
+        elif here_of(self._nodes, node) in (Here.MOVED, Here.MOVED_EDITED):
+            gone(self._nodes, node)
+        else:  # removed or put back since
+            await self.look_at_parent(node)
 
     # -- removals -----------------------------------------------------------------------------------------------------
 
@@ -308,15 +349,9 @@ class _DifferentError(Exception):
     pass
 
 
-def _is_same_thing(node: Node, there: Entry) -> bool:
-    """Whether what has appeared at the target of a move is what was to be moved."""
-    if there.kind is not node.kind:
-        return False
-    if there.id is not None and node.base_id is not None:
-        return there.id == node.base_id
-    if node.kind is not Kind.FILE:
-        return True  # a directory's own listing will tell more
-    if there.version == node.base_version:
-        return True
-    mtime_ns = there.attributes.mtime_ns
-    return there.size == node.base_size and mtime_ns is not None and mtime_ns == node.base_mtime_ns
+async def _never(*_: object) -> None:
+    raise StaleFile("not to be fetched")
+
+
+def _has_version(node: Node, entry: Entry) -> bool:
+    return node.kind is not Kind.FILE or entry.version == node.base_version

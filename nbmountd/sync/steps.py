@@ -246,6 +246,7 @@ class Steps:
         """The entry of the uploaded file; None when the remote's version had to be kept beside ours."""
         place, version = self._target(step, replaced)
         can = self._nodes.capabilities
+        sent_before = bool(snapshot.top) and begun(self._nodes.database, node.ino) == snapshot.top
         try:
             if version is not None and not can.atomic_replace and not snapshot.whole:
                 await snapshot.fetch_all()  # the remote's old bytes are gone with the first new one
@@ -268,7 +269,9 @@ class Steps:
         except RemoteError as exc:
             if not isinstance(exc, (VersionMismatch, RemoteExists, RemoteNotFound)) and not exc.in_doubt:
                 raise
-            return await self._settle.upload(node, replaced, step.at, place, version, snapshot, attributes, exc)
+            return await self._settle.upload(
+                node, replaced, step.at, place, version, snapshot, attributes, exc, sent=sent_before
+            )
         return entry
 
     async def _confirm(
@@ -383,10 +386,10 @@ class Steps:
             if found is None:
                 return
             entry = found
+        values = await self._values_after(node, target, entry)
         with self._nodes.transaction() as change:
             if replaced is not None:
                 change.update(replaced, base_parent=None)
-            values = self._values_after(node, entry, node.base_size, node.base_mtime_ns)
             self._rebase(change, node, values | {"base_parent": step.target.parent, "base_name": step.target.name})
         if replaced is not None:
             old = self._store.peek(replaced.ino)
@@ -425,22 +428,17 @@ class Steps:
             with self._nodes.transaction() as change:
                 change.update(node, unsent_attributes=0)
             return
+        values = await self._values_after(node, place, entry)
         with self._nodes.transaction() as change:
-            values = self._values_after(node, entry, before.size, before.attributes.mtime_ns, attributes.mtime_ns)
             self._rebase(change, node, values | {"unsent_attributes": _left(node, attributes)})
 
-    def _values_after(
-        self, node: Node, entry: Entry, size: int | None, mtime_ns: int | None, sent_mtime_ns: int | None = None
-    ) -> dict[str, Any]:
-        """The base values after a step that leaves the bytes alone. Some remotes give another version then. It is believed
-        to be the same bytes only if size and mtime are what they must be; else the next listing finds another version."""
+    async def _values_after(self, node: Node, place: Place, entry: Entry) -> dict[str, Any]:
+        """The base values after a step that leaves the bytes alone. If the file has other bytes by now, base keeps the old
+        version, and the next listing finds the new one."""
         values = base_values(self._nodes, entry)
-        if node.kind is not Kind.FILE or entry.version == node.base_version:
-            return values | ({"base_size": node.base_size} if node.kind is Kind.FILE else {})
-        now_ns = entry.attributes.mtime_ns
-        granularity = self._nodes.capabilities.mtime_granularity_ns
-        as_sent = sent_mtime_ns is not None and now_ns is not None and abs(now_ns - sent_mtime_ns) < granularity
-        if entry.size == size and (now_ns == mtime_ns or as_sent):
+        if node.kind is not Kind.FILE:
+            return values
+        if await self._settle.has_same_bytes(node, Place(place.path, entry.id), entry):
             return values | {"base_size": node.base_size}
         return {"base_id": entry.id}
 

@@ -154,4 +154,4 @@ async def serve(directory: str, mountpoint: str, record: str) -> None:
 
 if __name__ == "__main__":
     assert stat.S_ISDIR(os.stat(sys.argv[1]).st_mode)
-    trio.run(serve, *sys.argv[1:4])
+    trio.run(serve, sys.argv[1], sys.argv[2], sys.argv[3])

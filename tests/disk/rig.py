@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from nbmountd.disk.content import Content
+from nbmountd.disk.content import Content, Layer
 from nbmountd.disk.database import Node
 from nbmountd.disk.state import State, open_state
 from nbmountd.model import ROOT_INODE, Kind
@@ -84,9 +84,9 @@ class Rig:
         assert node is not None
         return node
 
-    def fetch(self, content: Content, base: bytes, start: int, stop: int) -> None:
+    def fetch(self, content: Content, base: bytes, start: int, stop: int, layers: list[Layer] | None = None) -> None:
         """Verifies and brings what is missing of the range, as reads.py does."""
-        while gaps := content.missing(start, stop):
+        while gaps := content.missing(start, stop, layers):
             verify = self.store.verify_later(content, gaps)
             if verify is not None:
                 before = content.present.total

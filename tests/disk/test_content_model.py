@@ -171,7 +171,7 @@ class Store(RuleBasedStateMachine):
         content, layers, sent = self.sending
         store, node = self.rig.store, content.node
         try:
-            self.rig.fetch(content, self.base, 0, len(self.base))
+            self.rig.fetch(content, self.base, 0, len(sent), layers)
             assert b"".join(
                 bytes(part.stop - part.start) if part.fd is None else os.pread(part.fd, part.stop - part.start, part.start)
                 for part in content.readable(0, len(sent), layers)

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -444,9 +444,10 @@ def test_fetched_bytes_come_back_in_order_of_use(rig: Rig) -> None:
 # -- a loss of power --------------------------------------------------------------------------------------------------
 
 
-def reboot_with(rig: Rig, damage: object) -> None:
+def reboot_with(rig: Rig, damage: Callable[[], None]) -> None:
     rig.abandon()
-    damage()  # type: ignore[operator]
+    damage()
+    rig.meddled = True
     rig.boot_id += " later"
     rig._open()
 

@@ -69,6 +69,23 @@ class Writer:
             return False
         return True
 
+    def look_again(self) -> bool:
+        """What failed may have happened all the same: it is looked at, as a program would. False when it cannot be."""
+        try:
+            there = {
+                f"{directory}{entry.name}"
+                for directory in DIRECTORIES for entry in os.scandir(self.mount / directory)
+                if entry.is_file(follow_symlinks=False)
+            }  # fmt: skip
+        except OSError:
+            return False
+        for name in self.files.keys() - there:
+            self.close_all()
+            del self.files[name]
+        for name in there - self.files.keys():
+            self.files[name] = -1
+        return True
+
     def done(self, name: str | None) -> None:
         """`name` None: there is nothing to look at."""
         found = None if name is None else (self.mount / name).lstat()
@@ -208,25 +225,19 @@ def main() -> None:
     mount, manifest, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     writer = Writer(mount, manifest, seed)
     told = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115  # so that select knows of every line
+    well = True
     while True:
         asked = bool(select.select([told], [], [], 0)[0])
-        if asked or not writer.step():
-            if asked and not told.readline():
+        if not asked and well:
+            well = writer.step()
+            continue
+        if asked and not told.readline():
+            return
+        print("paused", flush=True)
+        while (line := told.readline()) != b"go\n":
+            if not line:
                 return
-            print("paused", flush=True)
-            while (line := told.readline()) != b"go\n":
-                if not line:
-                    return
-            # What failed may have happened all the same: it is looked at, as a program would.
-            there = {
-                f"{directory}{entry.name}"
-                for directory in DIRECTORIES for entry in os.scandir(mount / directory) if entry.is_file(follow_symlinks=False)
-            }  # fmt: skip
-            for name in writer.files.keys() - there:
-                writer.close_all()
-                del writer.files[name]
-            for name in there - writer.files.keys():
-                writer.files[name] = -1
+        well = writer.look_again()
 
 
 if __name__ == "__main__":

@@ -86,7 +86,8 @@ class OpenFile:
 def work(directory: Path, seconds: float, timed: Timer) -> None:
     chance = random.Random(5)
     files = [
-        OpenFile(directory / f"open{number}", timed, mapped=number in (2, 3, 6), unlinked=number in (6, 7)) for number in range(8)
+        OpenFile(directory / f"open{number}", timed, mapped=number in (2, 3, 6), unlinked=number in (6, 7))
+        for number in range(8)
     ]
     names: dict[str, bytes] = {}
     end = time.monotonic() + seconds

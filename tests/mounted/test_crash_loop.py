@@ -100,7 +100,7 @@ def assert_same_on_the_server(tree: Tree, daemon: Daemon, below: Path) -> None:
 
 @pytest.fixture
 def server_directory(apache_server: ServerProcess, request: pytest.FixtureRequest) -> Path:
-    directory = apache_server.root / request.node.name
+    directory = Path(apache_server.root, str(request.node.name))
     directory.mkdir()
     return directory
 

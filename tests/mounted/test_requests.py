@@ -20,7 +20,7 @@ def test_nothing_is_asked_twice(tmp_path: Path, capsys: pytest.CaptureFixture[st
         print()
         show(found, Console(width=120))
 
-    # GETXATTR security.capability comes once for each new inode, before its first write (SB_NOSEC, fs/inode.c file_remove_privs);
+    # GETXATTR security.capability comes once for each new inode, before its first write (fs/inode.c, file_remove_privs);
     # GETATTR once for a directory whose times a create has just moved. Neither can be avoided, neither is repeated.
     assert found["stat"] == {}
     assert found["open + read + close, cached"] == {"open": 1, "flush": 1, "release": 1}

@@ -153,12 +153,12 @@ def kill_once(rig: Rig, process: subprocess.Popen[bytes], after: float) -> None:
 @pytest.mark.skipif(shutil.which("fio") is None, reason="fio is not installed")
 def test_fio_verifies_what_it_wrote(rig: Rig, tmp_path: Path) -> None:
     job = [
-        "fio", "--name=verify", f"--directory={rig.mount}", "--rw=randwrite", "--bs=4k-64k", "--size=16m", "--numjobs=2",
-        "--ioengine=psync", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--fsync=64", "--time_based=0", "--loops=3",
+        "fio", "--name=verify", f"--directory={rig.mount}", "--rw=randwrite", "--bs=4k-64k", "--size=32m", "--numjobs=2",
+        "--ioengine=psync", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--fsync=64", "--time_based=0", "--loops=6",
     ]  # fmt: skip
     with (tmp_path / "fio.log").open("wb") as log:
         process = subprocess.Popen(job, stdout=log, stderr=log, cwd=tmp_path)
-        kill_once(rig, process, 1.0)
+        kill_once(rig, process, 0.8)
         status = process.wait(90)
 
     assert status == 0, (tmp_path / "fio.log").read_text()
@@ -198,7 +198,8 @@ def test_git_clones(rig: Rig, tmp_path: Path) -> None:
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *command], cwd=origin, check=True)
 
-    process = subprocess.Popen([*git, "clone", "-q", "--no-local", str(origin), str(rig.mount / "clone")], stderr=subprocess.PIPE)
+    clone = [*git, "clone", "-q", "--no-local", str(origin), str(rig.mount / "clone")]
+    process = subprocess.Popen(clone, stderr=subprocess.PIPE)
     eventually(lambda: (rig.mount / "clone" / "file3").exists(), 60, "it is checking out")
     kill_once(rig, process, 0)
     _, errors = process.communicate(timeout=120)

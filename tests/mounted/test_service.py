@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nbmountd.control import schema
-from tests.mounted.conftest import directory_mount
+from tests.mounted.conftest import directory_mount, webdav_mount
 from tests.mounted.harness import Daemon, daemon_over, eventually, program
 from tests.servers import WsgiDAVServer
 
@@ -196,7 +196,7 @@ def test_a_wrong_configuration_changes_nothing(daemon: Daemon) -> None:
 def test_what_programs_wait_for_is_listed(tmp_path: Path) -> None:
     with WsgiDAVServer(tmp_path / "dav", tmp_path / "work") as server:
         (server.root / "slow.bin").write_bytes(b"x" * 1000)
-        keys = {"backend": "webdav", "url": server.url, "user": server.user, "password": server.password, "request_deadline": 5.0}
+        keys = {**webdav_mount(server), "request_deadline": 5.0}
         with daemon_over({"dav": keys}, drain_timeout=1.0) as daemon:
             os.listdir(daemon.path("dav"))
             server.freeze()

@@ -12,6 +12,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_no_byte_is_lost_and_both_sides_converge(batch: int, home: Path) -> None
 
         failure = _failure_of(script, profile, home, seed, unit)
         if failure is not None:
-            shortest = _shortened(script, lambda each, p=profile, s=seed, u=unit: _failure_of(each, p, home, s, u))
+            shortest = _shortened(script, partial(_failure_of, profile=profile, home=home, seed=seed, unit=unit))
             text = "\n".join(f"    {op!r}," for op in shortest)
             raise AssertionError(f"seed {seed}, profile {profile!r}, unit {unit}:\n[\n{text}\n]") from failure
 

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import trio
 import trio.testing
 
 from nbmountd.backends.base import Backend, Body, Piece, Sink, Ticket
-from nbmountd.backends.memory import Fault, MemoryBackend, MemoryRemote, Thing
+from nbmountd.backends.memory import NO_ATTRIBUTES, Fault, MemoryBackend, MemoryRemote, Thing
 from nbmountd.backends.policy import PolicyBackend
 from nbmountd.config import DirectoryOptions, MountConfig
 from nbmountd.disk.budget import Budget
@@ -119,7 +119,7 @@ class Recording(MemoryRemote):
         self.contents: dict[str, bytes] = {}
         super().__init__(clock_ns=clock_ns)
 
-    def make(self, kind: Kind, attributes: Attributes = Attributes()) -> Thing:
+    def make(self, kind: Kind, attributes: Attributes = NO_ATTRIBUTES) -> Thing:
         thing = super().make(kind, attributes)
         self.contents[thing.version] = b""
         return thing
@@ -127,6 +127,11 @@ class Recording(MemoryRemote):
     def write(self, path: tuple[str, ...], thing: Thing, content: bytes, attributes: Attributes) -> None:
         super().write(path, thing, content, attributes)
         self.contents[thing.version] = content
+
+    def renew(self, thing: Thing) -> None:
+        """The same bytes under another version."""
+        thing.version = self.new_version()
+        self.contents[thing.version] = thing.content
 
 
 class Flaky:
@@ -137,6 +142,8 @@ class Flaky:
         self.chance = chance
         self.latency = 0.0
         self.plan: dict[str, deque[str]] = {}
+        self.restless = False
+        """Files get a new version when they are moved or their attributes are set."""
         self.refused: object = UNSET
         """A credential that is refused."""
         self.credential = 0
@@ -187,7 +194,7 @@ class Flaky:
         if kind == "silent":
             await trio.sleep(10_000)
         if kind == "short" and isinstance(result, Entry) and result.size:
-            return replace(result, size=result.size - 1)  # type: ignore[return-value]
+            return replace(result, size=result.size - 1)
         return result
 
     async def _pause(self) -> None:
@@ -228,13 +235,23 @@ class Flaky:
         self, source: Place, target: Place, *, kind: Kind, version: Version | None, replaces: Version | None
     ) -> Entry:
         call = partial(self.inner.move, source, target, kind=kind, version=version, replaces=replaces)
-        return await self._do("move", call)
+        return await self._do("move", partial(self._another_version, target, call))
 
     async def remove(self, place: Place, *, kind: Kind, version: Version | None) -> None:
         await self._do("remove", partial(self.inner.remove, place, kind=kind, version=version))
 
     async def set_attributes(self, place: Place, attributes: Attributes, *, kind: Kind) -> Entry:
-        return await self._do("set_attributes", partial(self.inner.set_attributes, place, attributes, kind=kind))
+        call = partial(self.inner.set_attributes, place, attributes, kind=kind)
+        return await self._do("set_attributes", partial(self._another_version, place, call))
+
+    async def _another_version(self, place: Place, call: Callable[[], Awaitable[Entry]]) -> Entry:
+        entry = await call()
+        thing = self.inner.remote.find(place.path)
+        if self.restless and thing is not None and thing.kind is Kind.FILE:
+            assert isinstance(self.inner.remote, Recording)
+            self.inner.remote.renew(thing)
+            entry = replace(entry, version=thing.version)
+        return entry
 
     async def quota(self) -> Quota:
         return await self._do("quota", self.inner.quota)
@@ -277,6 +294,8 @@ class Silence:
 
     def attributes_changed(self, ino: int) -> None: ...
 
+    async def wait_told(self) -> None: ...
+
 
 class World:
     """One mount, alive between `start` and `stop` or `kill`; the remote outlives it."""
@@ -285,9 +304,10 @@ class World:
         self.time = Time()
         self.chance = random.Random(seed)
         self.remote = Recording(self.time.wall_ns)
-        self.memory = MemoryBackend(self.remote, capabilities)
+        self.memory: MemoryBackend = MemoryBackend(self.remote, capabilities)
         self.flaky = Flaky(self.memory, self.chance)
-        settings = {"write_back_delay": 5.0, "freshness": 30.0, "request_deadline": 30.0, "exclude": ("*.local",)} | config
+        settings: dict[str, Any] = {"write_back_delay": 5.0, "freshness": 30.0, "request_deadline": 30.0}
+        settings |= {"exclude": ("*.local",)} | config
         self.config = MountConfig(
             name="m", path="/m", backend="directory", options=DirectoryOptions(source="/nowhere"), **settings
         )
@@ -355,10 +375,8 @@ class World:
         self._ended.set()
 
     async def _connect(self) -> None:
-        try:
+        with suppress(RemoteError):
             await self.policy.connect()
-        except RemoteError:
-            pass
         health = None
         while True:
             if health is not self.policy.health:
