@@ -2,7 +2,7 @@
 
 It knows no remote, no FUSE and no bytes of content. Every local change is one transaction, committed before the program
 that asked for it gets its answer: WAL with `synchronous=NORMAL`, so a commit survives the death of this process but is
-durable against loss of power only after `sync_fd` has been fsynced. `locking_mode=EXCLUSIVE` needs no shared memory, so
+durable against loss of power only after `sync`. `locking_mode=EXCLUSIVE` needs no shared memory, so
 that the file may lie on NFS, and keeps a second daemon out.
 
 A `Node` in memory is the row: it changes only by a transaction's `update`, at the commit, so that memory never says what
@@ -304,11 +304,6 @@ class Database:
                 reached = self._commits
                 os.fdatasync(self._wal_fd)
                 self._synced = reached
-
-    @property
-    def sync_fd(self) -> int:
-        """Descriptor to fsync (in a thread) so that every committed transaction survives loss of power."""
-        return self._wal_fd
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:

@@ -123,19 +123,20 @@ class Replay:
         """For each layer with a record whose bytes are not there: the sequence of the first such record."""
         synced: dict[int, int] = {}
         by_layer: dict[int, list[tuple[int, Record]]] = {}
-        gap = next((sequence for sequence, record in records if record is None), _END)
+        gap = _first_gap(records)
         for sequence, record in records:
             if record is None or record.layer not in self._layers:
                 continue
             if record.kind is RecordKind.SYNC:
-                synced[record.layer] = max(record.offset, synced.get(record.layer, 0))
+                if sequence < gap:  # else its own fsync had not ended
+                    synced[record.layer] = max(record.offset, synced.get(record.layer, 0))
             else:
                 by_layer.setdefault(record.layer, []).append((sequence, record))
         doubts: dict[int, int] = {}
         for id, own in by_layer.items():
             unsynced = [(sequence, record) for sequence, record in own if sequence >= synced.get(id, 0)]
             there = self._with_bytes(id, unsynced)
-            cut = min((sequence for sequence, _ in unsynced if sequence > gap), default=_END)
+            cut = min((sequence for sequence, _ in unsynced if sequence >= gap), default=_END)
             while (earlier := _first_without_bytes(unsynced, there, cut)) < cut:
                 cut = earlier
             if cut < _END:
@@ -156,6 +157,16 @@ class Replay:
             }  # fmt: skip
         finally:
             os.close(fd)
+
+
+def _first_gap(records: list[tuple[int, Record | None]]) -> int:
+    """The sequence of the first record that is unreadable or, at the end of an older file, not there."""
+    expected = records[0][0] if records else 0
+    for sequence, record in records:
+        if record is None or sequence != expected:
+            return expected
+        expected += 1
+    return _END
 
 
 def _first_without_bytes(records: list[tuple[int, Record]], there: set[int], cut: int) -> int:
