@@ -20,7 +20,7 @@ import pytest
 from tests.sync.script import PROFILES, TOKEN, Op, make_script, play
 
 EXAMPLES = int(os.environ.get("NBMOUNTD_MODEL_EXAMPLES", "2000"))
-SEED = int(os.environ.get("NBMOUNTD_MODEL_SEED", random.SystemRandom().randrange(10**6) * 10**6))
+SEED = int(os.environ.get("NBMOUNTD_MODEL_SEED", "1000000"))
 BATCHES = 8
 LARGE_UNIT = 128 * 1024
 """Blocks with which a file is too large to be fetched whole."""

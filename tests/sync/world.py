@@ -142,11 +142,16 @@ class Flaky:
         self.chance = chance
         self.latency = 0.0
         self.plan: dict[str, deque[str]] = {}
+        self.answers: dict[str, deque[Callable[[], Awaitable[Any]]]] = {}
         self.restless = False
         """Files get a new version when they are moved or their attributes are set."""
         self.refused: object = UNSET
         """A credential that is refused."""
         self.credential = 0
+
+    def answer_with(self, verb: str, call: Callable[[], Awaitable[Any]]) -> None:
+        """The next call of `verb` is answered by this one."""
+        self.answers.setdefault(verb, deque()).append(call)
 
     def fail(self, verb: str, *kinds: str) -> None:
         self.plan.setdefault(verb, deque()).extend(kinds)
@@ -159,6 +164,9 @@ class Flaky:
         self.credential += 1
 
     async def _do(self, verb: str, call: Callable[[], Awaitable[T]]) -> T:
+        if self.answers.get(verb):
+            answer: T = await self.answers[verb].popleft()()
+            return answer
         queue = self.plan.get(verb)
         kind = queue.popleft() if queue else ""
         change = verb in CHANGES
@@ -320,6 +328,10 @@ class World:
     def alive(self) -> bool:
         return self._scope is not None
 
+    nursery: trio.Nursery
+    left: Sequence[Node] = ()
+    """What was parked in the end, and `seen`: names in the end, files with their nodes."""
+    seen: dict[str, Node | None]
     _scope: trio.CancelScope | None = None
     _ended: trio.Event
 
