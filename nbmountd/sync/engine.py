@@ -100,6 +100,8 @@ class Engine:
         self._look_at = 0.0
         self._not_before = 0.0
         self._work = trio.Event()
+        self._parked_as: dict[int, float] = {}
+        """`changed_at` of what is parked: another one is something new."""
         self._parked: dict[int, tuple[str, float]] = {
             ino: (error, at)
             for ino, error, at in nodes.database.connection.execute("SELECT ino, error, at FROM work WHERE parked")
@@ -212,8 +214,8 @@ class Engine:
 
     def _due_at(self, node: Node, now: float, clock: float) -> float:
         """When the node's work may go out; inf: only when something else happens first."""
-        if node.ino in self._parked and node.changed_at > self._parked[node.ino][1]:
-            self.unpark(node.ino)  # it is another version by now, or has another name
+        if node.ino in self._parked and self._is_another_since_parked(node):
+            self.unpark(node.ino)
         if node.ino in self._running or node.ino in self._parked:
             return float("inf")
         failure = self._failures.get(node.ino)
@@ -226,7 +228,8 @@ class Engine:
             delay = OPEN_DELAY
         elif node.removed and self._nodes.opens[node.ino] and self._steps.incomplete(node):
             delay = OPEN_DELAY  # a reader needs bytes that only the remote has; closing wakes us
-        return clock + min(delay, max(0.0, node.changed_at + delay - now))  # whatever the wall clock does
+        wait = node.changed_at + delay - now
+        return clock if wait > delay + 1.0 else clock + max(0.0, wait)  # changed in the future: the wall clock was set back
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
@@ -331,6 +334,7 @@ class Engine:
         """Keeps the node's work, shown and not retried, until `unpark`."""
         now = self._nodes.now()[1]
         self._parked[node.ino] = (error, now)
+        self._parked_as[node.ino] = node.changed_at
         self._failures.pop(node.ino, None)
         with self._nodes.database.transaction() as change:
             change.execute(
@@ -342,6 +346,7 @@ class Engine:
 
     def unpark(self, ino: int) -> None:
         """The node's work is tried again now."""
+        self._parked_as.pop(ino, None)
         if self._parked.pop(ino, None) is not None:
             with self._nodes.database.transaction() as change:
                 change.execute("UPDATE work SET parked = 0 WHERE ino = ?", (ino,))
@@ -367,10 +372,14 @@ class Engine:
         """Why the node's work waits for a person: itself, or a directory above it, is parked. None: it does not."""
         at: Node | None = node
         while at is not None and at.ino != ROOT_INODE:
-            if at.ino in self._parked and at.changed_at <= self._parked[at.ino][1]:
+            if at.ino in self._parked and not self._is_another_since_parked(at):
                 return self._parked[at.ino][0]
             at = None if at.parent is None else self._nodes.database.get(at.parent)
         return None
+
+    def _is_another_since_parked(self, node: Node) -> bool:
+        """Whether it has other bytes or another name than when it was parked: then it is worth another try."""
+        return node.changed_at != self._parked_as.setdefault(node.ino, node.changed_at)
 
     # -- waiting for safety -------------------------------------------------------------------------------------------
 
