@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from collections.abc import Iterator
 
 _ROW = 8
@@ -26,10 +27,11 @@ _WRITING, _OPENED, _SHIFT = 1, 2, 2
 
 
 class Held:
-    """The counts of one mount. `fd` is taken over; None: a new one, of a mount that nobody knows yet."""
+    """The counts of one mount. `fd` is taken over, and closed with the object; None: a new mount."""
 
     def __init__(self, fd: int | None = None) -> None:
         self._fd = os.memfd_create("nbmountd-held", os.MFD_CLOEXEC) if fd is None else fd
+        weakref.finalize(self, os.close, self._fd)
         self.doubtful = 0
         """The inode whose handle count may be one too low since an earlier worker died; 0: none."""
         self._pending = False

@@ -163,7 +163,9 @@ def answer_init(fuse_fd: int, *, only: Flag = ALL_FLAGS, timeout: float = 5.0) -
     `only` masks what the kernel offers, so that a test can be an older kernel. Waits at most `timeout` seconds (the kernel
     queues the request during mount(2), so it is there). Raises InitError; OSError with ENODEV if the mount is gone.
     """
-    if not select.select([fuse_fd], [], [], timeout)[0]:
+    ready = select.poll()  # select() takes no descriptor above 1023
+    ready.register(fuse_fd, select.POLLIN)
+    if not ready.poll(timeout * 1000):
         raise InitError(f"the kernel sent no FUSE_INIT within {timeout:g} s")
     request = os.read(fuse_fd, PAGE * 4)
     opcode, unique = IN_HEADER.unpack_from(request)[1:3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -51,6 +52,20 @@ def mount(path: Path, **options: object) -> mounting.Mounted:
 
 
 # --- as root -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_with_thousands_of_open_files_can_mount(point: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        mounted = mount(point)
+        assert mounted.fuse_fd > 1023
+        os.close(mounted.fuse_fd)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in held:
+            os.close(fd)
 
 
 def test_a_mount_is_there_with_its_options_and_gone_after_unmount(point: Path) -> None:
