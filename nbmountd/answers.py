@@ -22,6 +22,7 @@ from nbmountd.control import schema
 from nbmountd.disk.database import Node
 from nbmountd.errors import NotFound
 from nbmountd.fs.filesystem import FileSystem
+from nbmountd.fs.resolve import conflicts, resolve
 from nbmountd.log import configure
 from nbmountd.model import Health, Kind
 from nbmountd.sync.engine import Engine
@@ -84,7 +85,9 @@ class Answers:
         elif isinstance(request, schema.Explain):
             yield schema.ExplainReply(fields=tuple(self._explain(request.path)))
         elif isinstance(request, schema.Conflicts):
-            yield schema.ConflictsReply(items=tuple(self._conflicts()))
+            if request.keep is not None and request.path is not None:
+                await resolve(self._fs, self._node(request.path), request.keep)
+            yield schema.ConflictsReply(items=tuple(self._conflicts(None if request.keep else request.path)))
         elif isinstance(request, schema.Parked):
             yield self._parked(request)
         elif isinstance(request, schema.Cache):
@@ -194,26 +197,25 @@ class Answers:
             fields.append(("last error", f"{failure.error} (attempt {failure.attempts})"))
         return fields
 
-    def _conflicts(self) -> list[schema.Conflict]:
+    def _conflicts(self, path: str | None = None) -> list[schema.Conflict]:
+        """All, or those of the file at `path` and below."""
+        prefix = _relative(path, self._config.path) if path else ""
         nodes, found = self._fs.nodes, []
-        rows = nodes.database.connection.execute(
-            "SELECT ino, remote_ino, at, local_size, local_mtime_ns, remote_size, remote_mtime_ns FROM conflicts"
-        ).fetchall()
-        for ino, remote_ino, at, local_size, local_mtime_ns, remote_size, remote_mtime_ns in rows:
-            local, remote = nodes.database.get(ino), nodes.database.get(remote_ino)
-            if local is None or local.removed:
-                nodes.database.connection.execute("DELETE FROM conflicts WHERE ino = ?", (ino,))
+        for conflict in conflicts(self._fs):
+            remote = "" if conflict.remote is None else nodes.local_path(conflict.remote)
+            copy = nodes.local_path(conflict.copy)
+            if prefix and not any(name == prefix or name.startswith(prefix + "/") for name in (remote, copy)):
                 continue
             found.append(
                 schema.Conflict(
                     mount=self._config.name,
-                    path=self._absolute(nodes.local_path(remote)) if remote else "(gone)",
-                    copy=self._absolute(nodes.local_path(local)),
-                    at=at,
-                    local_size=local_size,
-                    local_mtime=_seconds(local_mtime_ns),
-                    remote_size=remote_size,
-                    remote_mtime=_seconds(remote_mtime_ns),
+                    path=self._absolute(remote) if remote else "(gone)",
+                    copy=self._absolute(copy),
+                    at=conflict.at,
+                    local_size=conflict.local_size,
+                    local_mtime=_seconds(conflict.local_mtime_ns),
+                    remote_size=conflict.remote_size,
+                    remote_mtime=_seconds(conflict.remote_mtime_ns),
                 )
             )
         return found

@@ -1,4 +1,4 @@
-"""The name of a conflict copy. Pure."""
+"""The name of a conflict copy, and the name that it is a copy of. Pure."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def conflict_name(name: str, when: datetime.datetime, taken: Callable[[str], boo
     What is too long loses characters at the end of the stem, or its extension if that alone leaves no room.
     `max_bytes` is at least 40: less does not hold the mark. A copy of a copy is one more copy of the first name.
     """
-    stem, extension = _split(_MARK.sub("", name))
+    stem, extension = _split(first_name(name))
     number = 1
     while True:
         mark = f" (conflict {when:%Y-%m-%d %H%M}{'' if number == 1 else f' {number}'})"
         if _size(stem[:1] + mark + extension) > max_bytes:
-            stem, extension = _MARK.sub("", name), ""
+            stem, extension = first_name(name), ""
         kept = stem
         while _size(kept + mark + extension) > max_bytes:
             kept = kept[:-1]
@@ -29,6 +29,16 @@ def conflict_name(name: str, when: datetime.datetime, taken: Callable[[str], boo
         if not taken(candidate):
             return candidate
         number += 1
+
+
+def is_copy(name: str) -> bool:
+    """Whether the name bears the mark of a conflict copy."""
+    return _MARK.search(name) is not None
+
+
+def first_name(name: str) -> str:
+    """The name without the mark: of the file that it is a copy of, unless it had to be cut."""
+    return _MARK.sub("", name)
 
 
 def _size(name: str) -> int:

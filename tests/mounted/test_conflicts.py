@@ -116,3 +116,76 @@ def test_a_settled_conflict_is_no_longer_listed(rig: Rig) -> None:
     assert rig.status.conflicts == 0
     assert (rig.mount / "plan.txt").read_text() == "mine"
     assert (rig.root / "plan.txt").read_text() == "mine"
+
+
+def make_conflict(rig: Rig) -> str:
+    """plan.txt, changed on both sides and sent; returns the name of the local version."""
+    (rig.mount / "plan.txt").write_text("base")
+    rig.daemon.sync()
+    (rig.mount / "plan.txt").write_text("mine")
+    (rig.root / "plan.txt").write_text("theirs, changed meanwhile")
+    rig.daemon.sync()
+    rig.daemon.refresh(rig.mount)
+    (copy,) = copies(rig)
+    return copy
+
+
+def test_conflicts_say_what_and_when_and_both_sizes_and_times(rig: Rig) -> None:
+    copy = make_conflict(rig)
+
+    shown = rig.daemon.ctl("conflicts").stdout
+    (item,) = json.loads(rig.daemon.ctl("--json", "conflicts", str(rig.mount / "plan.txt")).stdout)["items"]
+
+    assert str(rig.mount / "plan.txt") in shown
+    assert str(rig.mount / copy) in shown
+    assert "25 bytes" in shown or "25 B" in shown
+    assert (item["local_size"], item["remote_size"]) == (4, 25)
+    assert abs(item["local_mtime"] - (rig.mount / copy).stat().st_mtime) < 1
+    assert abs(item["remote_mtime"] - (rig.root / "plan.txt").stat().st_mtime) < 2
+    assert os.getxattr(rig.mount / copy, "user.nbmountd.state") == b"conflict"
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"), [("remote", ["theirs, changed meanwhile"]), ("both", ["mine", "theirs, changed meanwhile"])]
+)
+@pytest.mark.parametrize("named_by", ["remote", "copy"])
+def test_a_conflict_is_settled_as_chosen(rig: Rig, keep: str, left: list[str], named_by: str) -> None:
+    copy = make_conflict(rig)
+
+    settled = rig.daemon.ctl("conflicts", str(rig.mount / (copy if named_by == "copy" else "plan.txt")), "--keep", keep)
+    rig.daemon.sync()
+    rig.daemon.refresh(rig.mount)
+
+    assert settled.returncode == 0, settled.stderr
+    assert rig.status.conflicts == 0
+    assert sorted(path.read_text() for path in rig.mount.iterdir()) == left
+    assert sorted((rig.root / name).read_text() for name in listed(rig.root)) == left
+    assert (rig.mount / "plan.txt").read_text() == "theirs, changed meanwhile"
+    assert json.loads(rig.daemon.ctl("--json", "status").stdout)["safe"]
+
+
+def test_keeping_ours_does_not_overwrite_a_change_that_nobody_here_has_seen(rig: Rig) -> None:
+    make_conflict(rig)
+    (rig.root / "plan.txt").write_text("theirs, and changed once more")
+
+    settled = rig.daemon.ctl("conflicts", str(rig.mount / "plan.txt"), "--keep", "local")
+    rig.daemon.sync()
+    rig.daemon.refresh(rig.mount)
+
+    assert settled.returncode == 0, settled.stderr
+    assert (rig.root / "plan.txt").read_text() == "theirs, and changed once more"
+    assert sorted((rig.root / name).read_text() for name in listed(rig.root)) == ["mine", "theirs, and changed once more"]
+    assert rig.status.conflicts == 1
+
+
+def test_a_copy_that_somebody_removed_or_renamed_is_no_longer_listed(rig: Rig) -> None:
+    (rig.mount / make_conflict(rig)).rename(rig.mount / "plan.txt")  # as any program would settle it
+
+    rig.daemon.sync()
+
+    assert rig.status.conflicts == 0
+    assert (rig.root / "plan.txt").read_text() == "mine"
+    assert listed(rig.root) == ["plan.txt"]
+    refused = rig.daemon.ctl("conflicts", str(rig.mount / "plan.txt"), "--keep", "local")
+    assert refused.returncode == 1
+    assert "no conflict" in refused.stderr
