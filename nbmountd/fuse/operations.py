@@ -123,7 +123,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         attributes = pyfuse3.EntryAttributes()
         attributes.st_ino = node.ino
         attributes.st_mode = _TYPES[node.kind] | node.mode
-        attributes.st_nlink = 0 if node.removed else 1 + self.fs.nodes.aliases[node.ino]
+        attributes.st_nlink = 0 if node.removed else 1 + self.fs.nodes.aliases.get(node.ino, 0)
         attributes.st_uid = self.fs.uid
         attributes.st_gid = self.fs.gid
         attributes.st_rdev = node.rdev
