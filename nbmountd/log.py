@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, TextIO
 from urllib.parse import quote
 
@@ -51,12 +51,19 @@ def register_secret(value: str) -> None:
         return
     with _secrets_lock:
         _secrets.update((value, quote(value, safe=""), quote(value), json.dumps(value)[1:-1], repr(value)[1:-1]))
-        _secret_pattern = re.compile(
-            "|".join(
-                rf"(?<!\w){re.escape(secret)}(?!\w)" if len(secret) < _WORDLIKE_BELOW else re.escape(secret)
-                for secret in sorted(_secrets, key=len, reverse=True)
-            )
+        _secret_pattern = _pattern_of(_secrets)
+
+
+def _pattern_of(secrets: Collection[str]) -> re.Pattern[str] | None:
+    """What matches any of them, the longest first."""
+    if not secrets:
+        return None
+    return re.compile(
+        "|".join(
+            rf"(?<!\w){re.escape(secret)}(?!\w)" if len(secret) < _WORDLIKE_BELOW else re.escape(secret)
+            for secret in sorted(secrets, key=len, reverse=True)
         )
+    )
 
 
 def mask(text: str) -> str:

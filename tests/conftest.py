@@ -3,6 +3,20 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+
+import pytest
+
+from nbmountd import log
 
 # A shell that starts us in the background has SIGINT ignored, and so would every program that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def no_secrets_of_other_tests() -> Iterator[None]:
+    """What one test calls a secret would be masked in the log lines that another looks for."""
+    known = set(log._secrets)
+    yield
+    log._secrets.intersection_update(known)
+    log._secret_pattern = log._pattern_of(known)

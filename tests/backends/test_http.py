@@ -322,7 +322,7 @@ async def test_closing_ends_running_requests_with_unavailable(server: BrokenServ
 
 async def test_a_refused_token_is_sent_once_and_another_one_at_once(server: BrokenServer, tmp_path: Path) -> None:
     path = tmp_path / "token"
-    path.write_text("bad")
+    path.write_text("expired")
     async with client(server.url, bearer(FileSecret(path))) as http:
         for _ in range(3):
             with pytest.raises(Unauthenticated, match=str(path)):
@@ -331,13 +331,13 @@ async def test_a_refused_token_is_sent_once_and_another_one_at_once(server: Brok
         answer = await http.request("PROPFIND", server.at("bearer"))
 
     assert answer.status == 207
-    assert [line.split()[3] for line in server.requests()] == ["Bearer_bad", "Bearer_good"]
+    assert [line.split()[3] for line in server.requests()] == ["Bearer_expired", "Bearer_good"]
 
 
 async def test_many_requests_at_once_send_an_unproven_token_once(server: BrokenServer, tmp_path: Path) -> None:
     """Eleven refusals within half an hour lock out everybody behind our address (Nextcloud)."""
     path = tmp_path / "token"
-    path.write_text("bad")
+    path.write_text("expired")
 
     async with client(server.url, bearer(FileSecret(path))) as http:
 
@@ -354,7 +354,7 @@ async def test_many_requests_at_once_send_an_unproven_token_once(server: BrokenS
 
 async def test_a_body_is_sent_from_the_start_after_the_token_was_renewed(server: BrokenServer, tmp_path: Path) -> None:
     path = tmp_path / "token"
-    path.write_text("bad")
+    path.write_text("expired")
 
     def renew(position: int) -> None:
         path.write_text("good")
