@@ -461,8 +461,8 @@ class WebDAVShare:
     async def _look_after(self, place: Place, *, size: int | None = None) -> Entry:
         """The entry at `place` after a change of ours. Failing leaves in doubt what the change came to.
 
-        If it has another size than what was uploaded, somebody else has replaced it since: a version that matches none
-        is given, so that the next look shows theirs.
+        So does another size than what was uploaded: somebody between us and the server has shortened it, or somebody else
+        has replaced it since. Who asked for the upload must compare before anything is taken for theirs.
         """
         try:
             entry = await self.stat(place)
@@ -470,7 +470,7 @@ class WebDAVShare:
             exc.in_doubt = True
             raise
         if size is not None and entry.size not in (size, None):
-            return Entry(place.name, Kind.FILE, size, Version(f"replaced:{secrets.token_hex(8)}"))
+            raise RemoteProtocolError(f"{place} has {entry.size} bytes, where {size} were uploaded", in_doubt=True)
         return entry
 
     async def _remove_if_stale(self, place: Place, resource: Resource, answer: Answer) -> None:

@@ -51,6 +51,8 @@ LARGE = 8 * 2**20
 """Uploads from this size on leave one worker free for everything else."""
 FINAL = (RemoteDenied, RemoteTooLarge, NameRefused, RemoteUnsupported, StaleFile, FileTooLarge)
 """Errors that time alone does not heal: the work is parked. Whatever else is wrong is looked at again."""
+BELIEVED_AFTER = 2
+"""A refusal must be heard so often in a row: a request that was damaged on its way is answered with 400 or 413 as well."""
 
 _log = get_logger(__name__)
 
@@ -62,6 +64,8 @@ class Failure:
     attempts: int
     error: str
     next_at: float
+    refusals: int = 0
+    """How often in a row the remote has refused it for good."""
 
 
 class Engine:
@@ -299,7 +303,10 @@ class Engine:
         failure = self._failures.setdefault(node.ino, Failure(0, "", 0.0))
         failure.attempts += 1
         failure.error = str(exc) or type(exc).__name__
-        if isinstance(exc, Unauthenticated):
+        failure.refusals = failure.refusals + 1 if isinstance(exc, FINAL) else 0
+        if isinstance(exc, RemoteError) and 0 < failure.refusals < BELIEVED_AFTER:
+            retry_in = FIRST_RETRY
+        elif isinstance(exc, Unauthenticated):
             retry_in = LAST_RETRY  # a new credential wakes us: `health_changed`
         elif isinstance(exc, RemoteFull):
             retry_in = HURRIED_FULL_RETRY if self._is_hurried(node) else FULL_RETRY
