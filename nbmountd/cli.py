@@ -66,19 +66,20 @@ def _daemon_group() -> None:
 )
 def _run(config: Path | None, passed: dict[str, int]) -> None:
     """Mount everything that is configured and serve it, in the foreground."""
-    from nbmountd import log
-    from nbmountd.configfile import load_config
-
-    loaded = load_config(config)
-    log.configure(loaded.daemon.log_level, loaded.daemon.log_format)
-
     import trio
 
-    from nbmountd import supervisor
+    from nbmountd import launch, log, supervisor
+    from nbmountd.configfile import load_config
 
+    # After the last import, so that all of them are in memory once; before the configuration is read, so that a worker knows
+    # the secrets of its own mount only.
+    server = launch.ForkServer(supervisor.WORKER)
+    server.fork()
     try:
-        trio.run(partial(supervisor.run, loaded, load=partial(load_config, config), passed=passed))
-    except KeyboardInterrupt:
+        loaded = load_config(config)
+        log.configure(loaded.daemon.log_level, loaded.daemon.log_format)
+        trio.run(partial(supervisor.run, loaded, server=server, load=partial(load_config, config), passed=passed))
+    except (KeyboardInterrupt, ConfigError):
         raise
     except BaseException as exc:
         ours = _ours(exc)
@@ -86,6 +87,8 @@ def _run(config: Path | None, passed: dict[str, int]) -> None:
             raise ours from None
         log.get_logger(__name__).exception("the daemon ended by a bug")
         sys.exit(FAILED)
+    finally:
+        server.close()
 
 
 def _ours(exc: BaseException) -> NbmountdError | None:

@@ -93,7 +93,7 @@ class Resources:
     """What all keepers of a daemon share. Descriptors belong to the supervisor."""
 
     daemon: DaemonConfig
-    worker: str
+    server: launch.ForkServer
     owner: tuple[int, int] | None
     sockets: Path
     lifeline_fd: int
@@ -282,7 +282,7 @@ class Keeper:
             self.restarts = inherited.restarts
             if inherited.worker is not None:
                 worker = inherited.worker
-                self._worker = launch.WorkerProcess(None, worker.pid, worker.pidfd, worker.reason_fd)
+                self._worker = launch.WorkerProcess(worker.pid, worker.pidfd, worker.reason_fd)
             if inherited.listener_fd is not None:
                 listener = socket.socket(fileno=inherited.listener_fd)
             else:
@@ -434,7 +434,7 @@ class Keeper:
             "degraded": self._degraded,
         }
         return await self._in_thread(
-            partial(launch.start, self._resources.worker, self.mount.name, fields, self._resources.lock_fd)
+            partial(self._resources.server.start, self.mount.name, fields, self._resources.lock_fd)
         )
 
     async def _end_degraded(self) -> None:

@@ -39,7 +39,7 @@ LOCK_WAIT = 10.0
 async def run(
     config: Config,
     *,
-    worker: str = WORKER,
+    server: launch.ForkServer | None = None,
     socket_path: Path | None = None,
     rhythm: Rhythm | None = None,
     stop: trio.Event | None = None,
@@ -52,10 +52,10 @@ async def run(
     """Keeps all mounts until SIGTERM, SIGINT or `stop`; then drains, unmounts and returns. Must run in the main thread.
 
     A second signal ends the drain: what is unsent stays in the journal. `task_status.started(socket)` when each mount has
-    answered or failed; one mount's failure stops no other. `worker`: "module:function" that serves a mount. `load` reads the
-    configuration again (SIGHUP); None: it cannot be. `passed`: connections that somebody else mounted, by mount name; they
-    are taken over. `kernel_flags` masks what the kernel offers. Raises StateError when directories cannot be used or another
-    daemon uses them, ConfigError when NB_UID makes no sense.
+    answered or failed; one mount's failure stops no other. `server` starts the workers and is closed in the end; None: one is
+    made. `load` reads the configuration again (SIGHUP); None: it cannot be. `passed`: connections that somebody else mounted,
+    by mount name; they are taken over. `kernel_flags` masks what the kernel offers. Raises StateError when directories cannot
+    be used or another daemon uses them, ConfigError when NB_UID makes no sense.
     """
     handed = handover.received(environ)
     owner = owner_of_mounts((mount.path for mount in config.mounts), environ)
@@ -64,7 +64,7 @@ async def run(
     if socket_path is None:
         uid, gid = owner or (None, None)
         socket_path = places.control_socket(environ, uid=uid, gid=gid)
-    launch.preload(worker)
+    server = server or launch.ForkServer(WORKER)
     stop = trio.Event() if stop is None else stop
     hurry = trio.Event()
 
@@ -73,7 +73,7 @@ async def run(
         spare = os.dup(listener.fileno())  # the server closes the one that it is given
         lifeline_fd, lifeline_end = (handed.lifeline_fd, handed.lifeline_end) if handed else os.pipe2(os.O_CLOEXEC)
         resources = Resources(
-            config.daemon, worker, owner, socket_path.parent / "workers", lifeline_fd, lock_fd, rhythm=rhythm or Rhythm(),
+            config.daemon, server, owner, socket_path.parent / "workers", lifeline_fd, lock_fd, rhythm=rhythm or Rhythm(),
             kernel_flags=kernel_flags, passed=dict(passed or {}), environ=environ,
         )  # fmt: skip
         try:
@@ -83,7 +83,7 @@ async def run(
                     fleet.begin({left.name: left for left in (handed.mounts if handed else handover.stored(environ))})
                     relay = Relay(fleet, nursery)
                     allowed = {0, os.geteuid(), *(owner or ())[:1]}
-                    server = await nursery.start(_serve, listener, relay, allowed)
+                    serving = await nursery.start(_serve, listener, relay, allowed)
                     nursery.start_soon(_heed, signals, fleet, stop, hurry)
                     nursery.start_soon(_feed_watchdog, environ)
                     nursery.start_soon(_announce, fleet, socket_path, handed, task_status)
@@ -93,17 +93,18 @@ async def run(
                         fleet.leave_behind()
                     else:
                         await _drain(fleet, rhythm or Rhythm(), hurry)
-                    server.cancel()
+                    serving.cancel()
                     nursery.cancel_scope.cancel()
             if fleet.upgrading.is_set():
                 log.info("becoming the installed version")
                 handover.become_installed(
                     Handover(
                         lock_fd=lock_fd, lifeline_fd=lifeline_fd, lifeline_end=lifeline_end, listener_fd=spare,
-                        mounts=tuple(fleet.legacy()), children=launch.server_pids(),
+                        mounts=tuple(fleet.legacy()), children=server.leave_behind(),
                     )
                 )  # fmt: skip
         finally:
+            server.close()
             listener.close()
             for fd in (spare, lifeline_end, lifeline_fd):
                 os.close(fd)
@@ -140,7 +141,7 @@ async def _announce(
             answer = await keeper.restart()
             if isinstance(answer, Failed):
                 log.warning("the worker of the version before goes on", mount=keeper.mount.name, cause=answer.message)
-        for pid in handed.children:  # the last worker of the version before held a pipe of theirs
+        for pid in handed.children:
             with suppress(ChildProcessError):
                 await trio.to_thread.run_sync(os.waitpid, pid, 0, abandon_on_cancel=True)
 

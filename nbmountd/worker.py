@@ -74,7 +74,7 @@ class WorkerStart:
     files of an earlier worker. `uid`/`gid`: whom to become before the first byte from a remote is read, None to stay.
     `held_fd` is the memory of fs/held.py, which goes from worker to worker of one mount; None: nothing is kept. `degraded`:
     workers kept dying, so nothing is changed or sent; what is in the way can be looked at and read.
-    The descriptors may be `multiprocessing.reduction.DupFd` objects on the way; they are integers when `serve` sees them.
+    The descriptors are `launch.Descriptor` objects on the way, and integers when `serve` sees them.
     """
 
     mount: MountConfig

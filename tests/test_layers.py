@@ -49,7 +49,7 @@ import everything too, except what FORBIDDEN says."""
 FORBIDDEN: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     # who, what, except whom, why
     ("", "pyfuse3", ("fuse",), "only fuse/ knows pyfuse3"),
-    ("", "nbmountd.worker", ("launch",), "a worker is started by name, in a process of its own"),
+    ("", "nbmountd.worker", ("forkserver",), "a worker is started by name, in a process of its own"),
     ("", "nbmountd.demo", ("demo", "cli"), "the product does not need its demo"),
     ("", "nbmountd.cli", ("cli",), "nothing stands above the command line"),
     ("errors", "trio", (), "values do not wait"),
@@ -61,10 +61,10 @@ FORBIDDEN: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ("sync", "urllib3", (), "the core does not know how a remote is spoken to"),
 )
 
-SUPERVISOR_SIDE = ("supervisor", "keeper", "relay", "launch", "privileges", "systemd")
+SUPERVISOR_SIDE = ("supervisor", "keeper", "relay", "launch", "forkserver", "privileges", "systemd")
 """Runs in the process that does no remote I/O and outlives the workers."""
 
-IN_THE_WORKER = (("launch", "nbmountd.worker"),)
+IN_THE_WORKER = (("forkserver", "nbmountd.worker"),)
 """Deferred imports in modules of the supervisor that are done only in the new process."""
 
 AT_START = ("cli", "ctl", "link", "arguments", "errors")

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from nbmountd import supervisor
+from nbmountd import launch, supervisor
 from nbmountd.config import Config, DaemonConfig, DirectoryOptions, MountConfig
 from nbmountd.control.client import ask
 from nbmountd.control.schema import (
@@ -84,8 +84,8 @@ async def running(config: Config, rhythm: Rhythm = FAST, kernel_flags: Flag = AL
 
     async def run(*, task_status: trio.TaskStatus[Path]) -> None:
         await supervisor.run(
-            config, worker=WORKER, socket_path=socket_path, rhythm=rhythm, stop=stop, environ={}, kernel_flags=kernel_flags,
-            task_status=task_status,
+            config, server=launch.ForkServer(WORKER), socket_path=socket_path, rhythm=rhythm, stop=stop, environ={},
+            kernel_flags=kernel_flags, task_status=task_status,
         )  # fmt: skip
 
     async with trio.open_nursery() as nursery:
@@ -385,7 +385,7 @@ async def test_two_daemons_do_not_share_a_state_directory(tmp_path: Path, monkey
     async with running(config):
         other = Config(daemon=config.daemon, mounts=())
         with pytest.raises(StateError, match=f"in use by another nbmountd \\(pid {os.getpid()}\\)"):
-            await supervisor.run(other, worker=WORKER, socket_path=tmp_path / "run2" / "control.sock", environ={})
+            await supervisor.run(other, socket_path=tmp_path / "run2" / "control.sock", environ={})
 
 
 @pytest.fixture
@@ -422,10 +422,10 @@ async def test_root_mounts_for_the_owner_and_the_worker_becomes_that_user(open_d
 DAEMON = """
 import base64, pickle, sys, trio
 from pathlib import Path
-from nbmountd import supervisor
+from nbmountd import launch, supervisor
 from nbmountd.keeper import Rhythm
 config = pickle.loads(base64.b64decode(sys.argv[1]))
-trio.run(lambda: supervisor.run(config, worker="tests.stub_worker:run", socket_path=Path(sys.argv[2]),
+trio.run(lambda: supervisor.run(config, server=launch.ForkServer("tests.stub_worker:run"), socket_path=Path(sys.argv[2]),
                                 rhythm=Rhythm(probe=0.1)))
 for name in ("pyfuse3", "urllib3", "nbmountd.worker"):
     assert name not in sys.modules, name
@@ -461,7 +461,7 @@ def daemons() -> Iterator[list[Daemon]]:
 
 
 def relatives(pid: int) -> set[int]:
-    """All descendants: fork server, resource tracker, workers."""
+    """All descendants: fork server, workers."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -473,9 +473,14 @@ def relatives(pid: int) -> set[int]:
     return found - {pid}
 
 
+def stat(pid: int) -> list[str]:
+    """The fields of proc(5)'s stat from the third on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
 def alive(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+        return stat(pid)[0] not in ("Z", "X")
     except OSError:
         return False
 
@@ -543,9 +548,9 @@ def test_workers_live_on_when_the_fork_server_dies(tmp_path: Path, daemons: list
     daemon = Daemon(config, tmp_path)
     daemons.append(daemon)
     daemon.wait_for(b"READY=1")
-    (worker,) = [pid for pid in relatives(daemon.process.pid) if Path(f"/proc/{pid}/stat").read_text().split()[5] == str(pid)]
-    parent = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
-    assert parent != daemon.process.pid
+    parents = {pid: int(stat(pid)[1]) for pid in relatives(daemon.process.pid)}
+    (parent,) = [pid for pid, its in parents.items() if its == daemon.process.pid]
+    (worker,) = [pid for pid, its in parents.items() if its == parent]
 
     os.kill(parent, signal.SIGKILL)
     time.sleep(0.3)
@@ -571,7 +576,7 @@ USE_IT = """
 import base64, os, pickle, signal, sys, trio
 from contextlib import aclosing
 from pathlib import Path
-from nbmountd import supervisor
+from nbmountd import launch, supervisor
 from nbmountd.control.client import ask
 from nbmountd.control.schema import Status
 from nbmountd.fuse import mounting
@@ -583,8 +588,8 @@ async def main():
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         control = await nursery.start(lambda task_status: supervisor.run(
-            config, worker="tests.stub_worker:run", socket_path=Path(sys.argv[2]), rhythm=Rhythm(probe=0.1), stop=stop,
-            environ={}, task_status=task_status))
+            config, server=launch.ForkServer("tests.stub_worker:run"), socket_path=Path(sys.argv[2]), rhythm=Rhythm(probe=0.1),
+            stop=stop, environ={}, task_status=task_status))
         await trio.to_thread.run_sync(file.write_bytes, b"one")
         async with aclosing(ask(control, Status())) as replies:
             pid = (await replies.__anext__()).mounts[0].pid

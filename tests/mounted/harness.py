@@ -119,7 +119,7 @@ class Daemon:
         self.child.send_signal(number)
         status = self.child.wait(within)
         assert mounts_below(self.home) == [], "mounts were left behind"
-        # multiprocessing's server and tracker see the end of their pipes only after the supervisor has ended.
+        # The fork server of a killed supervisor sees the end of its socket only afterwards.
         eventually(lambda: not processes_of(self.home, session), 2, f"no process left: {processes_of(self.home, session)}")
         return status
 
