@@ -77,6 +77,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that an upgrade takes along; `children`: processes that end now and are to be waited for."""
 
     lock_fd: int
+    own_lock_fd: int
     lifeline_fd: int
     lifeline_end: int
     listener_fd: int
@@ -99,7 +100,7 @@ def note_of(mounted: Mounted) -> Note:
 def become_installed(handover: Handover) -> NoReturn:
     """Replaces this program by the one that is installed now, started as this one was. Raises OSError if that fails."""
     memory = _memory(msgspec.json.encode(handover))
-    fds = [handover.lock_fd, handover.lifeline_fd, handover.lifeline_end, handover.listener_fd, memory]
+    fds = [handover.lock_fd, handover.own_lock_fd, handover.lifeline_fd, handover.lifeline_end, handover.listener_fd, memory]
     for mount in handover.mounts:
         fds += mount.descriptors()
     for fd in fds:
@@ -117,7 +118,7 @@ def received(environ: Mapping[str, str] = os.environ) -> Handover | None:
     os.environ.pop(VARIABLE, None)
     handover = msgspec.json.decode(_content(int(number)), type=Handover)
     os.close(int(number))
-    for fd in (handover.lock_fd, handover.lifeline_fd, handover.lifeline_end, handover.listener_fd):
+    for fd in (handover.lock_fd, handover.own_lock_fd, handover.lifeline_fd, handover.lifeline_end, handover.listener_fd):
         os.set_inheritable(fd, False)
     for mount in handover.mounts:
         for fd in mount.descriptors():

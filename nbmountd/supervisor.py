@@ -6,21 +6,19 @@ Tasks: one keeper a mount, the control server, the signals, the watchdog. They e
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import trio
 
-from nbmountd import handover, insight, launch, places, systemd
+from nbmountd import handover, insight, launch, ownership, places, systemd
 from nbmountd.config import Config
 from nbmountd.control.schema import Failed
 from nbmountd.control.server import open_listener, serve_requests
-from nbmountd.errors import StateError
 from nbmountd.fleet import Fleet
 from nbmountd.fuse.agreement import ALL_FLAGS, Flag
 from nbmountd.handover import Handover
@@ -32,8 +30,6 @@ from nbmountd.relay import Relay
 log = get_logger(__name__)
 
 WORKER = "nbmountd.worker:run_worker"
-LOCK_WAIT = 10.0
-"""Seconds: a worker of a daemon that was killed notices the end of its lifeline and is gone well before."""
 
 
 async def run(
@@ -68,7 +64,8 @@ async def run(
     stop = trio.Event() if stop is None else stop
     hurry = trio.Event()
 
-    async with _locked(Path(config.daemon.state_dir) / "lock", handed.lock_fd if handed else None) as lock_fd:
+    locks = (handed.lock_fd, handed.own_lock_fd) if handed else None
+    async with ownership.owned(Path(config.daemon.state_dir), locks) as (lock_fd, own_lock_fd):
         listener = socket.socket(fileno=handed.listener_fd) if handed else open_listener(socket_path, owner=owner)
         spare = os.dup(listener.fileno())  # the server closes the one that it is given
         lifeline_fd, lifeline_end = (handed.lifeline_fd, handed.lifeline_end) if handed else os.pipe2(os.O_CLOEXEC)
@@ -92,6 +89,7 @@ async def run(
                     if fleet.upgrading.is_set():
                         fleet.leave_behind()
                     else:
+                        ownership.say_stopping(lock_fd)
                         await _drain(fleet, rhythm or Rhythm(), hurry)
                     serving.cancel()
                     nursery.cancel_scope.cancel()
@@ -99,8 +97,8 @@ async def run(
                 log.info("becoming the installed version")
                 handover.become_installed(
                     Handover(
-                        lock_fd=lock_fd, lifeline_fd=lifeline_fd, lifeline_end=lifeline_end, listener_fd=spare,
-                        mounts=tuple(fleet.legacy()), children=server.leave_behind(),
+                        lock_fd=lock_fd, own_lock_fd=own_lock_fd, lifeline_fd=lifeline_fd, lifeline_end=lifeline_end,
+                        listener_fd=spare, mounts=tuple(fleet.legacy()), children=server.leave_behind(),
                     )
                 )  # fmt: skip
         finally:
@@ -195,38 +193,3 @@ async def _feed_watchdog(environ: Mapping[str, str]) -> None:
     while interval is not None:
         systemd.notify("WATCHDOG=1", environ)
         await trio.sleep(interval)
-
-
-@asynccontextmanager
-async def _locked(path: Path, handed: int | None = None) -> AsyncIterator[int]:
-    """Holds the state directory: one daemon, and no worker of an earlier one. Raises StateError after `LOCK_WAIT` seconds.
-    `handed`: the lock as the program before us in this process held it.
-
-    The lock belongs to the open file, which every worker inherits; it is free when the last of them is gone.
-    """
-    try:
-        lock_fd = handed if handed is not None else os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as exc:
-        raise StateError(f"{path}: {exc.strerror}; nbmountd must be able to write to its state directory") from exc
-    try:
-        with trio.move_on_after(LOCK_WAIT):
-            while not _try_lock(lock_fd):  # noqa: ASYNC110 (the holder is another process)
-                await trio.sleep(0.1)
-        if not _try_lock(lock_fd):
-            holder = os.pread(lock_fd, 32, 0).decode(errors="replace").strip()
-            raise StateError(
-                f"{path.parent} is in use by another nbmountd (pid {holder or 'unknown'}); stop that one, or give this one "
-                "another state_dir"
-            )
-        os.ftruncate(lock_fd, 0)
-        os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
-        yield lock_fd
-    finally:
-        os.close(lock_fd)
-
-
-def _try_lock(lock_fd: int) -> bool:
-    with suppress(BlockingIOError):
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False

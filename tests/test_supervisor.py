@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from nbmountd import launch, supervisor
+from nbmountd import launch, ownership, supervisor
 from nbmountd.config import Config, DaemonConfig, DirectoryOptions, MountConfig
 from nbmountd.control.client import ask
 from nbmountd.control.schema import (
@@ -379,13 +379,32 @@ async def test_a_worker_that_does_not_stop_is_killed_after_the_grace(tmp_path: P
             pass
 
 
-async def test_two_daemons_do_not_share_a_state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "LOCK_WAIT", 0.2)
+async def test_a_second_daemon_on_a_state_directory_is_refused_at_once(tmp_path: Path) -> None:
     config = configuration(tmp_path, "a")
     async with running(config):
         other = Config(daemon=config.daemon, mounts=())
         with pytest.raises(StateError, match=f"in use by another nbmountd \\(pid {os.getpid()}\\)"):
-            await supervisor.run(other, socket_path=tmp_path / "run2" / "control.sock", environ={})
+            with trio.fail_after(ownership.WAIT / 2):
+                await supervisor.run(other, socket_path=tmp_path / "run2" / "control.sock", environ={})
+
+
+async def test_a_daemon_waits_for_one_that_is_stopping(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    stopped = trio.Event()
+
+    async def stop_slowly(*, task_status: trio.TaskStatus[None]) -> None:
+        async with ownership.owned(state) as (lock_fd, _):
+            ownership.say_stopping(lock_fd)
+            task_status.started()
+            await trio.sleep(0.3)
+            stopped.set()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(stop_slowly)
+        async with ownership.owned(state):
+            assert stopped.is_set()
+    assert (state / "lock").read_text() == f"{os.getpid()}\n"
 
 
 @pytest.fixture

@@ -169,16 +169,18 @@ async def _answer(handler: Handler, request: AnyRequest, stream: trio.SocketStre
         return True
     except _ClientGoneError:
         return False
-    except NbmountdError as exc:
-        log.info("control request failed", verb=verb, cause=exc)
-        failure, again = Failed(message=mask(str(exc))), True
     except Exception as exc:
-        log.exception("control request failed by a bug", verb=verb)
-        failure = Failed(message=f"{verb}: {mask(_text_of(exc))} (a bug in nbmountd; its log has more)")
-        again = False
-    except BaseExceptionGroup as group:  # a bug in a nursery of the handler's while it was being cancelled
-        log.exception("control request failed by a bug", verb=verb)
-        cancelled = group.split(Exception)[1]
+        leaves = _leaves(exc)
+        if again := all(isinstance(leaf, NbmountdError) for leaf in leaves):
+            log.info("control request failed", verb=verb, cause=leaves[0])
+            failure = Failed(message=mask(str(leaves[0])))
+        else:
+            log.exception("control request failed by a bug", verb=verb)
+            failure = Failed(message=f"{verb}: {mask(_text_of(leaves[0]))} (a bug in nbmountd; its log has more)")
+    except BaseExceptionGroup as group:  # out of nurseries of the handler's while it was being cancelled
+        failed, cancelled = group.split(Exception)
+        if failed is not None and not all(isinstance(leaf, NbmountdError) for leaf in _leaves(failed)):
+            log.exception("control request failed by a bug", verb=verb)
         raise cancelled from None  # type: ignore[misc]  # not None: an ExceptionGroup would have been caught above
     with suppress(_ClientGoneError):
         await _send(stream, failure)
@@ -212,10 +214,14 @@ class _Closable:
             await self._aclose()
 
 
+def _leaves(exc: BaseException) -> list[BaseException]:
+    """The plain exceptions in `exc`, which may be groups of groups."""
+    if not isinstance(exc, BaseExceptionGroup):
+        return [exc]
+    return [leaf for inner in exc.exceptions for leaf in _leaves(inner)]
+
+
 def _text_of(exc: BaseException) -> str:
-    """Type and text of the first plain exception in `exc`, which may be a group of them."""
-    while isinstance(inner := getattr(exc, "exceptions", None), tuple) and inner:
-        exc = inner[0]
     return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
 
 

@@ -316,6 +316,58 @@ async def test_a_bug_that_shows_only_when_the_client_leaves_does_not_end_the_ser
         assert await answers(place, schema.Ping()) == [schema.Done()]
 
 
+@pytest.mark.parametrize("tasks", [1, 3])
+async def test_a_client_that_leaves_while_many_are_asked_for_it_is_no_bug(
+    place: Path, log_text: io.StringIO, tasks: int
+) -> None:
+    started, ended = trio.Event(), trio.Event()
+
+    async def ask_many(request: schema.AnyRequest) -> AsyncIterator[schema.AnyReply]:
+        if isinstance(request, schema.Status):
+            try:
+                async with trio.open_nursery() as outer:
+                    for _ in range(tasks):
+                        outer.start_soon(ask_one)
+            finally:
+                ended.set()
+        yield schema.Done()
+
+    async def ask_one() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            started.set()
+            with trio.move_on_after(100):
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(trio.sleep_forever)
+
+    async with serving(place, ask_many):
+        async with await trio.open_unix_socket(place) as stream:
+            await stream.send_all(b'{"verb":"status"}\n')
+            await started.wait()
+        await ended.wait()
+        assert await answers(place, schema.Ping()) == [schema.Done()]
+
+    assert "bug" not in log_text.getvalue()
+
+
+async def test_errors_of_ours_out_of_a_nursery_are_no_bug(place: Path, log_text: io.StringIO) -> None:
+    async def fail() -> None:
+        raise NotFound("a file that is not there")
+
+    async def ask_two(request: schema.AnyRequest) -> AsyncIterator[schema.AnyReply]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            nursery.start_soon(trio.sleep_forever)
+        yield schema.Done()
+
+    async with serving(place, ask_two):
+        (reply,) = await answers(place, schema.Queue())
+
+    assert isinstance(reply, schema.Failed)
+    assert "a file that is not there" in reply.message
+    assert "bug" not in reply.message + log_text.getvalue()
+
+
 async def test_an_error_of_ours_reaches_the_client_as_its_text_alone(place: Path, log_text: io.StringIO) -> None:
     async def refuse(request: schema.AnyRequest) -> AsyncIterator[schema.AnyReply]:
         raise NotFound("/a: no such file")
