@@ -128,7 +128,7 @@ class Answers:
             name=self._config.name,
             path=self._config.path,
             backend=self._config.backend,
-            state="stopping" if self.stopping else health.value,
+            state="stopping" if self.stopping else health.value if self._backend.asked else "starting",
             reason="" if health is Health.LIVE else self._backend.health_reason,
             since=self._backend.health_since,
             read_only=self._config.read_only,

@@ -83,6 +83,8 @@ class HealthState:
         self.health = OFFLINE
         self.reason = "not asked yet"
         """A sentence for a person; empty when live."""
+        self.asked = False
+        """Whether it was ever told how the remote is; until then it is offline only by caution."""
         self._wall_clock = wall_clock
         self.since = wall_clock()
         """Seconds since 1970."""
@@ -102,6 +104,7 @@ class HealthState:
 
     def apply(self, event: Event, reason: str) -> None:
         """The only place where health changes. `reason` is dropped when live, and when it is nothing new."""
+        self.asked = True
         health = TRANSITIONS[self.health][event]
         if health is self.health and (event is Event.ANSWER or health is UNAUTHENTICATED):
             return

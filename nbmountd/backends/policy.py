@@ -167,6 +167,11 @@ class PolicyBackend:
         return self._state.reason
 
     @property
+    def asked(self) -> bool:
+        """Whether the remote, or the way to it, has ever been heard of."""
+        return self._state.asked
+
+    @property
     def health_since(self) -> float:
         """Seconds since 1970."""
         return self._state.since
