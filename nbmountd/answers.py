@@ -52,6 +52,7 @@ class Answers:
         stop: Callable[..., AsyncGenerator[int, None]],
         events: Callable[[], trio.MemoryReceiveChannel[schema.Event]],
         log_format: str,
+        token_warning: Callable[[], str] = str,
     ) -> None:
         self._config = config
         self._fs = filesystem
@@ -62,6 +63,7 @@ class Answers:
         self._stop = stop
         self._events = events
         self._log_format = log_format
+        self._token_warning = token_warning
         self.stopping = False
 
     async def answer(self, request: schema.AnyRequest) -> AsyncIterator[schema.AnyReply]:
@@ -100,8 +102,6 @@ class Answers:
         elif isinstance(request, schema.LogLevel):
             configure(request.level, self._log_format, self._config.name)  # type: ignore[arg-type]
             yield schema.Done()
-        elif isinstance(request, schema.Metrics):
-            yield schema.Text(text=self._metrics())
         elif isinstance(request, schema.Prefetch):
             async for reply in self._prefetch(request):
                 yield reply
@@ -147,6 +147,11 @@ class Answers:
             remote_requests=remote_requests,
             bytes_received=received,
             bytes_sent=sent,
+            token_warning=self._token_warning(),
+            calls={
+                verb: schema.Calls(count=calls.count, errors=calls.errors, retries=calls.retries, seconds=calls.seconds)
+                for verb, calls in self._backend.statistics().items()
+            },
         )
 
     def _absolute(self, path: str) -> str:
@@ -219,28 +224,6 @@ class Answers:
                 )
             )
         return found
-
-    def _metrics(self) -> str:
-        status, mount = self.status(), self._config.name
-        lines = []
-        for name, kind, value in (
-            ("unsent_files", "gauge", status.unsent_files),
-            ("unsent_bytes", "gauge", status.unsent_bytes),
-            ("cached_bytes", "gauge", status.cached_bytes),
-            ("conflicts", "gauge", status.conflicts),
-            ("parked", "gauge", status.parked),
-            ("open_files", "gauge", status.open_files),
-            ("live", "gauge", int(status.state == "live")),
-            ("remote_requests_total", "counter", status.remote_requests),
-            ("received_bytes_total", "counter", status.bytes_received),
-            ("sent_bytes_total", "counter", status.bytes_sent),
-        ):
-            lines.append(f"# TYPE nbmountd_{name} {kind}")
-            lines.append(f'nbmountd_{name}{{mount="{mount}"}} {value}')
-        lines.append("# TYPE nbmountd_requests_total counter")
-        for operation, count in sorted(status.requests.items()):
-            lines.append(f'nbmountd_requests_total{{mount="{mount}",operation="{operation}"}} {count}')
-        return "\n".join(lines) + "\n"
 
     def _in_flight(self) -> list[schema.RequestItem]:
         items = []

@@ -26,6 +26,12 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     drain_timeout: Seconds = 30.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
+    metrics_listen: str | None = None
+    """"host:port" where Prometheus may ask for /metrics; there is no log-in. None: nowhere."""
+    report_activity: bool = False
+    """Tell JupyterHub that the server is in use while something is being sent."""
+    report_activity_limit: Seconds = 4 * 3600.0
+    """For so long on end at most."""
 
 
 class WebDAVOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -45,7 +45,8 @@ VARIABLE = "NBMOUNTD_CONFIG"
 _PATHS = frozenset({"state_dir", "cache_dir", "path", "source", "password_file", "token_file", "ca_bundle"}
                    | {"onezone_token_file", "checkin_token_file"})
 SIZES = frozenset({"cache_size", "unsent_size"})
-DURATIONS = frozenset({"drain_timeout", "freshness", "write_back_delay", "request_deadline", "request_timeout"})
+DURATIONS = frozenset({"drain_timeout", "freshness", "write_back_delay", "request_deadline", "request_timeout"}
+                      | {"report_activity_limit"})
 _SECRETS = frozenset({"password"})
 
 _MOUNT_KEYS = frozenset(MountConfig.__struct_fields__) - {"options"}
@@ -318,6 +319,8 @@ def _prepared_value(table: _Table, key: str, value: Any, environ: Mapping[str, s
             return units.parse_size(value)
         if key in DURATIONS:
             return units.parse_duration(value)
+        if key == "metrics_listen":
+            units.parse_address(value)
     except ValueError as exc:
         table.fail(key, str(exc))
     return _absolute(table, key, value, environ) if key in _PATHS else value

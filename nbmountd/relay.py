@@ -24,6 +24,7 @@ from nbmountd.control.schema import (
     Event,
     Failed,
     LogLevel,
+    Metrics,
     Mount,
     MountStatus,
     ParkedReply,
@@ -44,6 +45,7 @@ from nbmountd.control.schema import (
 from nbmountd.fleet import Fleet
 from nbmountd.keeper import Keeper
 from nbmountd.log import set_level
+from nbmountd.metrics import exposition
 
 STATUS_PATIENCE = 2.0
 """Seconds; a worker that has not told its status by then is shown without."""
@@ -66,6 +68,8 @@ class Relay:
             yield Failed(message="stop is for workers; stop the daemon with SIGTERM, a mount with unmount", code=2)
         elif isinstance(request, Status):
             yield await self._status(self._named(request.mount))
+        elif isinstance(request, Metrics):
+            yield Text(text=exposition(await self._status(self._named(request.mount))))
         elif isinstance(request, Mount):
             yield await self._mount(self._named(request.mount))
         elif isinstance(request, Unmount):
@@ -92,6 +96,14 @@ class Relay:
     @property
     def keepers(self) -> Sequence[Keeper]:
         return self.fleet.keepers
+
+    async def status(self) -> StatusReply:
+        """Of all mounts."""
+        return await self._status(list(self.keepers))
+
+    async def metrics(self) -> str:
+        """Of all mounts, for Prometheus."""
+        return exposition(await self.status())
 
     # --- which mounts --------------------------------------------------------------------------------------------------
 

@@ -114,6 +114,8 @@ def _notes(mount: MountStatus) -> list[str]:
         notes.append(clean(mount.reason))
     elif mount.state in _ADVICE:
         notes.append(_ADVICE[mount.state].format(name=clean(mount.name)))
+    if mount.token_warning and mount.token_warning not in mount.reason:
+        notes.append(clean(mount.token_warning))
     if mount.unsent_files:
         uploading = f", {mount.uploading} being sent" if mount.uploading else ""
         notes.append(f"{show_size(mount.unsent_bytes)} not yet sent{uploading} ('nbmountctl queue')")

@@ -11,11 +11,12 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from nbmountd import handover, insight, launch, ownership, places, systemd
+from nbmountd import activity, exporter, handover, insight, launch, ownership, places, systemd
 from nbmountd.config import Config
 from nbmountd.control.schema import Failed
 from nbmountd.control.server import open_listener, serve_requests
@@ -83,6 +84,7 @@ async def run(
                     serving = await nursery.start(_serve, listener, relay, allowed)
                     nursery.start_soon(_heed, signals, fleet, stop, hurry)
                     nursery.start_soon(_feed_watchdog, environ)
+                    await _start_reports(nursery, config, relay, environ)
                     nursery.start_soon(_announce, fleet, socket_path, handed, task_status)
                     nursery.start_soon(_end_with, fleet.upgrading, stop)
                     await stop.wait()
@@ -121,6 +123,18 @@ async def _serve(
     with trio.CancelScope() as scope:
         task_status.started(scope)
         await serve_requests(listener, relay.handle, allowed_uids=allowed)  # type: ignore[arg-type]
+
+
+async def _start_reports(nursery: trio.Nursery, config: Config, relay: Relay, environ: Mapping[str, str]) -> None:
+    """What the configuration asks to tell others. A new start is needed to change it."""
+    if config.daemon.metrics_listen is not None:
+        await nursery.start(exporter.serve, config.daemon.metrics_listen, relay.metrics)
+    if config.daemon.report_activity:
+        hub = activity.hub_of(environ)
+        if hub is None:
+            log.warning(f"report_activity: no {activity.URL} and {activity.TOKEN} in the environment")
+        else:
+            nursery.start_soon(partial(activity.report, hub, relay.status, limit=config.daemon.report_activity_limit))
 
 
 async def _announce(

@@ -74,3 +74,14 @@ def show_duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     return f"{round(seconds / 86400)} d"
+
+
+_ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]|):(?P<port>[0-9]{1,5})")
+
+
+def parse_address(text: str) -> tuple[str | None, int]:
+    """Host (None: all) and port of "127.0.0.1:9180", "[::1]:9180" or ":9180". Raises ValueError."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or not int(match["port"]) < 65536:
+        raise ValueError(f'"{text}" is no address such as "127.0.0.1:9180"')
+    return match["host"].strip("[]") or None, int(match["port"])

@@ -179,7 +179,8 @@ async def _serve(start: WorkerStart) -> None:
 
     ending = _Ending()
     answers = Answers(
-        mount, fs, engine, backend, operations, traffic, ending.stop, events.subscribe, start.daemon.log_format
+        mount, fs, engine, backend, operations, traffic, ending.stop, events.subscribe, start.daemon.log_format,
+        partial(getattr, driver, "token_warning", ""),
     )
     async with trio.open_nursery() as service:
         listener = trio.socket.fromfd(start.control_fd, trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)

@@ -102,7 +102,7 @@ class LogLevel(Request, frozen=True, kw_only=True, tag="log-level"):
 
 
 class Metrics(Request, frozen=True, kw_only=True, tag="metrics"):
-    """-> Text in Prometheus' format."""
+    """-> Text in Prometheus' format, of all mounts or one. Answered by the supervisor, out of Status."""
 
 
 class Ping(Request, frozen=True, kw_only=True, tag="ping"):
@@ -179,6 +179,17 @@ class Event(Reply, frozen=True, kw_only=True, tag="event"):
     details: dict[str, Any] = {}
 
 
+class Calls(msgspec.Struct, frozen=True, kw_only=True):
+    """What one verb of the backend contract did so far."""
+
+    count: int = 0
+    """Calls that ended, however."""
+    errors: int = 0
+    retries: int = 0
+    seconds: float = 0.0
+    """Time spent in all of them, with waiting."""
+
+
 class MountStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One mount. Sizes in bytes, times in seconds since 1970; None = unknown."""
 
@@ -207,6 +218,10 @@ class MountStatus(msgspec.Struct, frozen=True, kw_only=True):
     remote_requests: int = 0
     bytes_received: int = 0
     bytes_sent: int = 0
+    token_warning: str = ""
+    """A sentence for a person when the token ends soon or has ended; empty before, and when that is unknown."""
+    calls: dict[str, Calls] = {}
+    """What was asked of the remote, by verb."""
 
 
 class StatusReply(Reply, frozen=True, kw_only=True, tag="status"):
