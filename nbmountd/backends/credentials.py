@@ -3,6 +3,10 @@
 It knows nothing of HTTP beyond that header. A secret is read when it is asked for: a file again whenever its (inode,
 mtime, size) is another, a command again only after its last token was refused. Secrets appear in no message, and
 neither does what a command printed.
+
+Rotation is noticed by a stat by path: before each request, and while the mount is unauthenticated every 1.5 to 3 s
+(policy.py). Not by inotify: what the kubelet does to a mounted Secret (it swaps the symlink `..data`) shows no event at the
+file, NFS tells of no change by others, and a directory that is not there yet cannot be watched. A stat costs 2 us.
 """
 
 from __future__ import annotations

@@ -315,19 +315,19 @@ class PolicyBackend:
             if self.health is Health.UNAUTHENTICATED:
                 raise _Refused(self.health_reason)
             call = _Call("connect", changes=False, began=trio.current_time())
-            generation = self._generation
+            generation, tried = self._generation, self._fingerprint()
             try:
                 capabilities = await self._within(deadline, call, self._backend.connect)
             except RemoteError as error:
                 self._count(call, failed=True)
-                self._note(error, generation, failed_connection=True)
+                self._note(error, generation, tried, failed_connection=True)
                 raise
             finally:
                 self._asked.set()
             self._count(call, failed=False)
             self._capabilities = capabilities
             self._share_connections()
-            self._note(None, generation)
+            self._note(None, generation, tried)
             return capabilities
 
     async def _look(self, verb: str, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -382,7 +382,7 @@ class PolicyBackend:
         try:
             while True:
                 bytes_before = call.progress.bytes
-                generation = self._generation
+                generation, tried = self._generation, self._fingerprint()
                 try:
                     async with self._connection(changes=call.changes):
                         self._refuse_if_away()
@@ -391,7 +391,7 @@ class PolicyBackend:
                 except RemoteError as error:
                     if call.progress.error is not None:
                         raise
-                    self._note(error, generation)
+                    self._note(error, generation, tried)
                     if call.progress.bytes > bytes_before and not call.changes:
                         call.failures, call.got_on = 0, trio.current_time()  # in pieces, but it comes
                     call.failures += 1
@@ -402,7 +402,7 @@ class PolicyBackend:
                     await self._unless_down(partial(trio.sleep, pause))
                     call.retries += 1
                 else:
-                    self._note(None, generation)
+                    self._note(None, generation, tried)
                     failed = False
                     return result
         finally:
@@ -439,7 +439,10 @@ class PolicyBackend:
     def _wait_wanted(self) -> float:
         return max(0.0, self._not_before - trio.current_time())
 
-    def _note(self, error: RemoteError | None, generation: int, *, failed_connection: bool = False) -> None:
+    def _note(
+        self, error: RemoteError | None, generation: int, tried: object, *, failed_connection: bool = False
+    ) -> None:
+        """`tried`: the credential's fingerprint when the attempt began. One that came since was not refused."""
         if isinstance(error, (_Down, _Refused)):
             return  # nothing was sent
         if isinstance(error, RemoteUnavailable) and error.retry_after is not None:
@@ -448,7 +451,7 @@ class PolicyBackend:
         if isinstance(error, Unauthenticated):
             if generation != self._generation:
                 return  # it was the old credential that was refused
-            self._refused_credential = self._credential() if self._credential else None
+            self._refused_credential = tried
         before = self.health
         self._state.note(error)
         if failed_connection and not isinstance(error, Unauthenticated):
@@ -461,8 +464,11 @@ class PolicyBackend:
         level = logging.INFO if self.health is Health.LIVE else logging.WARNING
         logger.log(level, "the remote is %s (was %s) %s", self.health.value, before.value, self.health_reason)
 
+    def _fingerprint(self) -> object:
+        return None if self._credential is None else self._credential()
+
     def _notice_another_credential(self) -> None:
-        if self._credential is not None and self._credential() != self._refused_credential:
+        if self._fingerprint() != self._refused_credential:
             self.credential_changed()
 
     # --- connections and counting ---

@@ -583,6 +583,24 @@ async def test_the_credential_source_is_asked_for_another_one(autojump_clock: tr
         nursery.cancel_scope.cancel()
 
 
+async def test_a_credential_that_came_while_another_was_being_refused_is_tried(autojump_clock: trio.testing.MockClock) -> None:
+    """Else a token file that is replaced in just that moment would wait for its next rotation, an hour later."""
+    inner = MemoryBackend(threads=False)
+    fingerprint, gate = ["first"], trio.Event()
+    policy = PolicyBackend(inner, credential=lambda: fingerprint[0], jitter=random.Random(1))
+    inner.fail("*", Fault(wait_for=gate, before=Unauthenticated("401")))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(policy.run)
+        await trio.testing.wait_all_tasks_blocked()
+        fingerprint[0] = "second"
+        gate.set()
+        with trio.fail_after(10):
+            while policy.health is not Health.LIVE:
+                await policy.wait_health_change()
+        nursery.cancel_scope.cancel()
+
+
 async def test_the_refusal_of_an_old_credential_is_no_refusal_of_the_new(autojump_clock: trio.testing.MockClock) -> None:
     inner, policy = await connected()
     gate = trio.Event()
