@@ -137,6 +137,10 @@ class Send(Protocol):
     ) -> Answer: ...
 
 
+Question = tuple[str, str, Mapping[str, str]]
+"""Method, whole URL and headers of a request without a body."""
+
+
 @dataclass(frozen=True)
 class HTTPStatistics:
     """Counts since start."""
@@ -153,8 +157,8 @@ class HTTPClient:
     """Requests to one origin with one credential, at most `connections` at a time.
 
     `timeout`: seconds that the server may be silent. `ca_bundle`: PEM file with the certificates to trust instead of
-    the system's. `refused`: whether an answer means that the credential is not accepted. Raises ConfigError when that
-    file cannot be used.
+    the system's. `refused`: whether an answer means that the credential is not accepted. `probe`: a question with a small
+    answer for which a credential is needed. Raises ConfigError when that file cannot be used.
     """
 
     def __init__(
@@ -166,6 +170,7 @@ class HTTPClient:
         timeout: float,
         ca_bundle: str | None = None,
         refused: Callable[[Answer], bool] = lambda answer: answer.status == 401,
+        probe: Callable[[], Question] | None = None,
     ) -> None:
         parts = urlsplit(origin)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -176,7 +181,8 @@ class HTTPClient:
         self._credential = credential
         self._refused = refused
         self._proven: str | None = None
-        self._first = trio.Lock()
+        self._alone = trio.Semaphore(1)
+        self._probe = probe
         self._limiter = trio.CapacityLimiter(connections)
         self._addresses: tuple[Address, ...] = ()
         self._addresses_until = 0.0
@@ -221,17 +227,7 @@ class HTTPClient:
         for again in (False, True):
             if again and body is not None and not isinstance(body, bytes):
                 body.rewind()
-            header = await self._credential.authorization()
-            if header == self._proven:
-                answer = await self._exchange(what, call, header)
-            else:
-                # A new credential goes alone: eight refused log-ins at once are most of what it takes to be locked out
-                # (Nextcloud: eleven within half an hour, for everybody behind our address).
-                async with self._first:
-                    header = await self._credential.authorization()
-                    answer = await self._exchange(what, call, header)
-                    if answer.status != 429 and answer.status < 500 and not self._refused(answer):
-                        self._proven = header
+            header, answer = await self._authorized(what, call, large=not isinstance(body, bytes) and body is not None)
             if not self._refused(answer):
                 return answer
             self._credential.refuse(header)
@@ -240,9 +236,39 @@ class HTTPClient:
         await self._credential.authorization()
         raise Unauthenticated(f"{what}: the server refuses the credential (401), and refused the one before")
 
-    async def _exchange(self, what: str, call: Callable[[Send], Answer], header: str | None) -> Answer:
+    async def _authorized(self, what: str, call: Callable[[Send], Answer], *, large: bool) -> tuple[str | None, Answer]:
+        """The answer, and the credential that it was asked with.
+
+        A new credential goes alone: eight refused log-ins at once are most of what it takes to be locked out (Nextcloud:
+        eleven within half an hour, for everybody behind our address). The others wait for the head of its answer, which is
+        soon there, and not for a body: a `large` one is not sent with a credential that a small question can prove.
+        """
+        while (header := await self._credential.authorization()) != self._proven:
+            await self._alone.acquire()
+            turn = _Turn(self._alone)
+            with turn:
+                if await self._credential.authorization() != header or header == self._proven:
+                    continue  # that was meanwhile
+                asking = self._probe() if self._probe is not None and large else None
+                send_it = call if asking is None else partial(_ask, asking)
+                answer = await self._exchange(what, send_it, header, partial(self._prove, header, turn))
+                if answer.status != 429 and answer.status < 500 and not self._refused(answer):
+                    self._proven = header
+                if asking is None or self._refused(answer):
+                    return header, answer
+                if self._proven != header:
+                    return header, await self._exchange(what, call, header)
+        return header, await self._exchange(what, call, header)
+
+    def _prove(self, header: str | None, turn: _Turn) -> None:
+        self._proven = header
+        turn.end()
+
+    async def _exchange(
+        self, what: str, call: Callable[[Send], Answer], header: str | None, accepted: Callable[[], None] | None = None
+    ) -> Answer:
         lever = Lever(await self._resolve())
-        exchange = _Exchange(self._pool, self._cookies, lever, (self._credential.header_name, header), what)
+        exchange = _Exchange(self._pool, self._cookies, lever, (self._credential.header_name, header), what, accepted)
         if self._closed:
             raise RemoteUnavailable(f"{what}: the mount is closing")
         self._levers.add(lever)
@@ -282,8 +308,30 @@ class HTTPClient:
         await trio.lowlevel.checkpoint()
 
 
+class _Turn:
+    """The turn of the one request that goes with an unproven credential: ends once, with its `with` or before."""
+
+    def __init__(self, alone: trio.Semaphore) -> None:
+        self._alone: trio.Semaphore | None = alone
+
+    def end(self) -> None:
+        alone, self._alone = self._alone, None
+        if alone is not None:
+            alone.release()
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
+def _ask(question: Question, send: Send) -> Answer:
+    return send(*question)
+
+
 class _Exchange:
-    """One request in its worker thread."""
+    """One request in its worker thread. `accepted` is called on the loop when the head of a 2xx answer is there."""
 
     def __init__(
         self,
@@ -292,7 +340,9 @@ class _Exchange:
         lever: Lever,
         authorization: tuple[str, str | None],
         what: str,
+        accepted: Callable[[], None] | None = None,
     ) -> None:
+        self._accepted = accepted
         self._pool = pool
         self._cookies = cookies
         self._lever = lever
@@ -342,6 +392,8 @@ class _Exchange:
         incoming = Incoming(response)
         try:
             self._keep_cookies(url, response)
+            if self._accepted is not None and 200 <= response.status < 300:
+                trio.from_thread.run_sync(self._accepted)
             content = bytearray()
             if receive is not None and 200 <= response.status < 300:
                 receive(incoming)

@@ -41,6 +41,7 @@ class WebDAVBackend:
             connections=options.connections,
             timeout=options.request_timeout,
             ca_bundle=options.ca_bundle,
+            probe=lambda: ("PROPFIND", self._share.root_url, {"Depth": "0"}),
         )
         self._client = WebDAVClient(self._http)
         self._addresses = Addresses(options.url)

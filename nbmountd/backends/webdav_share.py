@@ -80,6 +80,10 @@ class WebDAVShare:
         self._conditions = Conditions(habits, self.stat)
         self._reads = Reads(client, addresses, self._conditions)
 
+    @property
+    def root_url(self) -> str:
+        return self._addresses.url(Place())
+
     def capabilities(self) -> Capabilities:
         """What can be done with the share, as far as it is known now."""
         overlay = self._overlay

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ import trio
 import trustme
 
 from nbmountd.backends.credentials import Credential, FileSecret, anonymous, bearer
-from nbmountd.backends.http import SMALL_BODY, Answer, HTTPClient, Incoming, error_of, retry_after
+from nbmountd.backends.http import SMALL_BODY, Answer, HTTPClient, Incoming, Question, error_of, retry_after
 from nbmountd.errors import (
     ConfigError,
     RemoteDenied,
@@ -51,10 +52,11 @@ def _fresh_log(server: BrokenServer) -> None:
 
 @asynccontextmanager
 async def client(
-    origin: str, credential: Credential | None = None, *, connections: int = 4, timeout: float = 5.0, ca: str | None = None
+    origin: str, credential: Credential | None = None, *, connections: int = 4, timeout: float = 5.0, ca: str | None = None,
+    probe: Callable[[], Question] | None = None,
 ) -> AsyncIterator[HTTPClient]:
     http = HTTPClient(
-        origin, credential=credential or anonymous(), connections=connections, timeout=timeout, ca_bundle=ca
+        origin, credential=credential or anonymous(), connections=connections, timeout=timeout, ca_bundle=ca, probe=probe
     )
     try:
         yield http
@@ -350,6 +352,50 @@ async def test_many_requests_at_once_send_an_unproven_token_once(server: BrokenS
                 nursery.start_soon(refused)
 
     assert len(server.requests()) == 1
+
+
+async def test_a_rotated_token_is_proven_by_the_head_of_an_answer_and_nobody_waits_for_the_body(
+    server: BrokenServer, tmp_path: Path
+) -> None:
+    """Else, once an hour, everything waits for the one download that happens to be the first with the new token."""
+    path = tmp_path / "token"
+    path.write_text("old")
+    halted, go_on = threading.Event(), threading.Event()
+
+    def slow(incoming: Incoming) -> None:
+        halted.set()
+        assert go_on.wait(60)
+
+    async with client(server.url, bearer(FileSecret(path))) as http:
+        await http.request("PROPFIND", server.at("many-1"))
+        path.write_text("rotated")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(http.request, "GET", server.at("no-version") + "file", receive=slow))
+            assert await trio.to_thread.run_sync(halted.wait, 60)
+            with trio.fail_after(20):
+                for _ in range(3):
+                    assert (await http.request("PROPFIND", server.at("many-1"))).status == 207
+            go_on.set()
+
+
+async def test_a_large_body_is_not_sent_with_a_token_that_a_small_question_can_prove(
+    server: BrokenServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "token"
+    path.write_text("expired")
+    credential = bearer(FileSecret(path))
+    question = ("PROPFIND", server.at("bearer"), {"Depth": "0"})
+
+    async with client(server.url, credential, probe=lambda: question) as http:
+        with pytest.raises(Unauthenticated):
+            await http.request("PUT", server.at("bearer") + "x", body=BytesBody(b"12345"))
+        refused = http.statistics()
+        path.write_text("good")
+        for _ in range(2):
+            assert (await http.request("PUT", server.at("bearer") + "x", body=BytesBody(b"12345"))).status == 201
+
+    assert refused.bytes_sent == 0
+    assert [line.split()[0] for line in server.requests()] == ["PROPFIND", "PROPFIND", "PUT", "PUT"]
 
 
 async def test_a_body_is_sent_from_the_start_after_the_token_was_renewed(server: BrokenServer, tmp_path: Path) -> None:
