@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -128,16 +128,19 @@ class Reads:
     ) -> None:
         """Returns when nothing of [start, stop) is missing. Errors as `read`.
 
-        `patient`: the deadline counts from the last byte that came, for somebody who does not keep a program waiting.
+        `patient`: the deadline counts from the last byte that came, for somebody who does not keep a program waiting. From a
+        remote that sends whole files only nobody else gets anything either: what comes first may be all but these bytes.
         """
+        ranged = self._nodes.capabilities.ranged_reads
+        watched = (start, stop) if ranged else (0, content.base_size)
         content.users += 1
         try:
             while True:
-                left = sum(end - begin for begin, end in content.missing(start, stop, layers))
+                left = _length(content.missing(*watched, layers))
                 with trio.move_on_after(self._deadline):
                     await self._ensure(content, start, stop, layers)
                     return
-                if not patient or sum(end - begin for begin, end in content.missing(start, stop, layers)) >= left:
+                if (ranged and not patient) or _length(content.missing(*watched, layers)) >= left:
                     raise RemoteTimeout("the remote did not deliver the bytes in time")
         finally:
             self._store.release(content)
@@ -201,14 +204,17 @@ class Reads:
     def _request(self, content: Content, start: int, stop: int, *, urgent: bool) -> list[Fetch]:
         """The fetches that will bring [start, stop): those under way, and new ones for the rest."""
         activity = self._activity(content)
-        if not self._nodes.capabilities.ranged_reads or content.base_size <= WHOLE_FILE:
+        ranged = self._nodes.capabilities.ranged_reads
+        if not ranged or content.base_size <= WHOLE_FILE:
             start, stop = 0, content.base_size
         under_way = [fetch for fetch in activity.fetches if fetch.start < stop and fetch.stop > start and not fetch.done]
         wanted = Extents(content.present.gaps(start, min(stop, content.base_size)))
         for fetch in under_way:
             wanted.remove(fetch.start, fetch.stop)
+        if wanted and not ranged:
+            wanted.add(0, content.base_size)  # also when a part is here already: a whole file is all that can be asked for
         for begin, end in wanted:
-            step = AHEAD_PIECE if self._nodes.capabilities.ranged_reads else end - begin
+            step = AHEAD_PIECE if ranged else end - begin
             for at in range(begin, end, step):
                 fetch = Fetch(content, at, min(at + step, end), at, urgent)
                 activity.fetches.append(fetch)
@@ -302,3 +308,7 @@ class Reads:
             fill.close()
         if fill.at != fetch.stop:
             raise RemoteProtocolError(f"{fill.at - fetch.start} bytes came of {fetch.stop - fetch.start}")
+
+
+def _length(ranges: Iterable[tuple[int, int]]) -> int:
+    return sum(stop - start for start, stop in ranges)

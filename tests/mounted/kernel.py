@@ -81,35 +81,38 @@ def drop_pages(path: Path) -> None:
 
 def listed(directory: Path) -> list[str]:
     """The names in a directory, sorted, but for `.DAV`: Apache keeps properties there and shows it to nobody."""
-    return sorted(name for name in os.listdir(directory) if name != ".DAV")
+    return sorted(entries_of(directory))
 
 
 def same_tree(left: Path, right: Path) -> list[str]:
-    """Differences in names, kinds and bytes between two directories; empty when there are none."""
+    """Differences in names, kinds and bytes between two directories; empty when there are none.
+
+    Either may be anything that reads as a Path does.
+    """
     differences: list[str] = []
 
-    def walk(relative: Path) -> None:
-        names, others = entries_of(left / relative), entries_of(right / relative)
+    def walk(one: Path, other: Path, relative: Path) -> None:
+        names, others = entries_of(one), entries_of(other)
         lonely = sorted(names.keys() ^ others.keys())
         differences.extend(f"{relative / name} is only in {'left' if name in names else 'right'}" for name in lonely)
         for name in sorted(names.keys() & others.keys()):
             if kind_of(names[name]) != kind_of(others[name]):
                 differences.append(f"{relative / name} differs in kind")
             elif names[name].is_symlink():
-                if os.readlink(names[name]) != os.readlink(others[name]):
+                if names[name].readlink() != others[name].readlink():
                     differences.append(f"{relative / name} points elsewhere")
             elif names[name].is_dir():
-                walk(relative / name)
-            elif (left / relative / name).read_bytes() != (right / relative / name).read_bytes():
+                walk(names[name], others[name], relative / name)
+            elif names[name].read_bytes() != others[name].read_bytes():
                 differences.append(f"{relative / name} differs in bytes")
 
-    walk(Path())
+    walk(left, right, Path())
     return differences
 
 
-def entries_of(directory: Path) -> dict[str, os.DirEntry[str]]:
-    return {entry.name: entry for entry in os.scandir(directory) if entry.name != ".DAV"}
+def entries_of(directory: Path) -> dict[str, Path]:
+    return {entry.name: entry for entry in directory.iterdir() if entry.name != ".DAV"}
 
 
-def kind_of(entry: os.DirEntry[str]) -> int:
-    return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
+def kind_of(path: Path) -> int:
+    return stat.S_IFMT(path.lstat().st_mode)

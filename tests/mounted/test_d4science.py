@@ -3,157 +3,363 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
 
+from nbmountd.fuse.operations import GRACE
 from tests.mounted.harness import Daemon, daemon_over
 from tests.mounted.kernel import eventually
+from tests.mounted.test_jupyter import notebook, run
+from tests.mounted.workspaces import WorkspacePath
 from tests.servers.d4science_double import D4ScienceServer, DoubleUser
+
+MIB = 2**20
+LARGE = 1024 * MIB if os.environ.get("NBMOUNTD_TEST_LARGE") else 64 * MIB
+"""The file whose end is read from a server without ranges; 1 GiB in the larger edition."""
 
 
 @dataclass
 class Workspace:
-    """A mounted workspace and the same from outside."""
+    """A folder in a mounted workspace and the same from outside."""
 
     server: D4ScienceServer
     user: DoubleUser
     daemon: Daemon
+    top: Path
     mount: Path
+    root: WorkspacePath
     token: Path
+
+    def sync(self) -> None:
+        self.daemon.sync(self.top)
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.root.iterdir())
+
+    def changes(self, pattern: str = "") -> list[str]:
+        """Requests so far that were to change something, "METHOD PATH STATUS"; 0 is no answer."""
+        lines = self.server.lines(self.user.name)
+        return [line for line in lines if not line.startswith("GET ") and pattern in line and "/metadata " not in line]
+
+
+@contextmanager
+def mounted(base: Path, *profiles: str, **keys: object) -> Iterator[dict[str, Workspace]]:
+    """One daemon with a workspace on a server of its own for each profile ("2.x", "2.x with ranges")."""
+    servers: dict[str, tuple[D4ScienceServer, DoubleUser, Path]] = {}
+    mounts: dict[str, dict[str, object]] = {}
+    with ExitStack() as stack:
+        for profile in profiles:
+            name = profile.replace(" ", "-")
+            server = stack.enter_context(D4ScienceServer(base / name))
+            server.settings(profile=profile.split(" ")[0], ranges="ranges" in profile)
+            user = server.new_user()
+            user.write("readme.txt", b"hello")
+            token = base / f"{name}.token"
+            token.write_text(user.token)
+            servers[name] = server, user, token
+            mounts[name] = {"backend": "d4science", "url": server.url, "token_file": str(token), **keys}
+        with daemon_over(mounts) as daemon:
+            yield {
+                profile: Workspace(server, user, daemon, top, top, WorkspacePath(user), token)
+                for profile, (name, (server, user, token)) in zip(profiles, servers.items(), strict=True)
+                for top in (daemon.path(name),)
+            }
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Workspace]]:
+    with mounted(tmp_path_factory.mktemp("storagehub"), "1.x", "2.x", "2.x with ranges") as workspaces:
+        yield workspaces
+
+
+def folder_of(shared: dict[str, Workspace], profile: str, request: pytest.FixtureRequest) -> Workspace:
+    """A folder of the test's own, on both sides, and no fault of an earlier test."""
+    top = shared[profile]
+    top.server.call("clear")
+    name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
+    (top.mount / name).mkdir()
+    top.sync()
+    return Workspace(top.server, top.user, top.daemon, top.top, top.mount / name, top.root / name, top.token)
 
 
 @pytest.fixture(params=["1.x", "2.x", "2.x with ranges"])
-def workspace(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Workspace]:
-    profile, _, ranges = request.param.partition(" ")
-    with D4ScienceServer(tmp_path / "storagehub") as server:
-        server.settings(profile=profile, ranges=bool(ranges))
-        user = server.new_user()
-        user.write("readme.txt", b"hello")
-        token = tmp_path / "token"
-        token.write_text(user.token)
-        mount = {"backend": "d4science", "url": server.url, "token_file": str(token), "write_back_delay": 0.2}
-        with daemon_over({"workspace": mount}) as daemon:
-            yield Workspace(server, user, daemon, daemon.path("workspace"), token)
+def workspace(shared: dict[str, Workspace], request: pytest.FixtureRequest) -> Workspace:
+    return folder_of(shared, request.param, request)
+
+
+@pytest.fixture(params=["1.x", "2.x"])
+def either(shared: dict[str, Workspace], request: pytest.FixtureRequest) -> Workspace:
+    """Where ranges make no difference."""
+    return folder_of(shared, request.param, request)
 
 
 def test_files_are_written_read_moved_and_removed(workspace: Workspace) -> None:
-    mount, user = workspace.mount, workspace.user
-    assert (mount / "readme.txt").read_text() == "hello"
+    mount, root = workspace.mount, workspace.root
+    assert (workspace.top / "readme.txt").read_text() == "hello"
 
     (mount / "data").mkdir()
     (mount / "data" / ".hidden").write_bytes(b"dot")
     content = bytearray(os.urandom(300_000))
     (mount / "data" / "a.bin").write_bytes(content)
-    workspace.daemon.sync(mount)
+    workspace.sync()
     content[100_000:100_004] = b"seek"
     with (mount / "data" / "a.bin").open("r+b") as file:
         file.seek(100_000)
         file.write(b"seek")
     os.utime(mount / "data" / "a.bin", ns=(0, 1_500_000_000_987_654_321))
     (mount / "data" / "a.bin").rename(mount / "b: 100%.bin")
-    (mount / "readme.txt").unlink()
-    workspace.daemon.sync(mount)
+    (mount / "gone.txt").write_text("x")
+    workspace.sync()
+    (mount / "gone.txt").unlink()
+    workspace.sync()
 
-    assert user.listdir("") == ["b\uff1a 100\uff05.bin", "data"]
-    assert user.listdir("data") == [".hidden"]
-    assert user.read("b\uff1a 100\uff05.bin") == content
+    assert sorted(workspace.user.listdir(root.wire)) == ["b\uff1a 100\uff05.bin", "data"]
+    assert workspace.user.listdir(f"{root.wire}/data") == [".hidden"]
+    assert (root / "b: 100%.bin").read_bytes() == content
     assert (mount / "b: 100%.bin").stat().st_mtime_ns == 1_500_000_000_987_654_321
-    assert user.trash() == ["readme.txt"]
+    assert "gone.txt" in workspace.user.trash()
 
 
-def test_a_notebook_saved_fifty_times_stays_one_item(workspace: Workspace) -> None:
-    mount, user = workspace.mount, workspace.user
+def test_a_notebook_that_jupyter_saves_fifty_times_stays_one_item(either: Workspace) -> None:
+    """Even if each save is sent: at most fifty versions, and never a second item."""
+    contents = AsyncLargeFileManager(root_dir=str(either.mount), delete_to_trash=False)
     for number in range(50):
-        saving = mount / ".~a.ipynb"
-        saving.write_text(json.dumps({"cells": [number]}))
-        saving.rename(mount / "a.ipynb")
+        run(contents.save(notebook(f"number {number}"), "a.ipynb"))
         if number % 10 == 0:
-            workspace.daemon.sync(mount)
-    workspace.daemon.sync(mount)
+            either.sync()
+    either.sync()
 
-    assert user.listdir("") == ["a.ipynb", "readme.txt"]
-    assert json.loads(user.read("a.ipynb")) == {"cells": [49]}
-    assert 1 <= user.item("a.ipynb")["versions"] <= 50
-
-
-def test_a_git_repository_lives_in_the_workspace(workspace: Workspace) -> None:
-    """Temporary files of git are never uploaded."""
-    repository = workspace.mount / "repo"
-
-    def git(*arguments: str) -> str:
-        identity = ("-c", "user.name=Ann", "-c", "user.email=ann@example.org")
-        done = subprocess.run(
-            ["git", *identity, *arguments], cwd=workspace.mount, capture_output=True, text=True, check=True, timeout=100
-        )
-        return done.stdout
-
-    git("init", "-q", "repo")
-    for number in range(30):
-        (repository / f"file{number}").write_text(str(number))
-    git("-C", "repo", "add", ".")
-    git("-C", "repo", "commit", "-q", "-m", "first")
-    workspace.daemon.sync(workspace.mount)
-
-    assert git("-C", "repo", "status", "--porcelain") == ""
-    assert len(workspace.user.listdir("repo")) == 31
-    uploads = [line for line in workspace.server.lines(workspace.user.name) if "create/FILE" in line]
-    assert len(uploads) <= 150
+    assert either.names() == ["a.ipynb"]
+    assert "number 49" in (either.root / "a.ipynb").read_text()
+    assert 1 <= either.user.item((either.root / "a.ipynb").wire)["versions"] <= 50
 
 
-def test_the_end_of_a_large_file_comes_when_it_arrives_and_its_beginning_before(workspace: Workspace) -> None:
-    size = 64 * 1024 * 1024
-    content = os.urandom(1024 * 1024) * 64
-    workspace.user.write("large.bin", content)
-    workspace.daemon.refresh(workspace.mount)
-    path = workspace.mount / "large.bin"
+def test_each_file_of_a_cloned_repository_is_uploaded_once(either: Workspace, tmp_path: Path) -> None:
+    """So what git writes for a moment only is never uploaded."""
+    origin = tmp_path / "origin"
+    make_repository(origin, files=100)
+    before = len(either.changes("create/FILE"))
+
+    subprocess.run(["git", "clone", "-q", f"file://{origin}", str(either.mount / "clone")], check=True, timeout=100)
+    status = ["git", "-C", str(either.mount / "clone"), "status", "--porcelain"]
+    either.sync()
+
+    assert subprocess.run(status, check=True, capture_output=True, timeout=100).stdout == b""
+    files = count_files(either.root / "clone")
+    assert files >= 100
+    assert len(either.changes("create/FILE")) - before == files
+
+
+def make_repository(origin: Path, files: int) -> None:
+    origin.mkdir()
+    for number in range(files):
+        directory = origin / f"d{number % 10}"
+        directory.mkdir(exist_ok=True)
+        (directory / f"file{number}").write_text(f"{number}\n" * 20)
+    git = ["git", "-C", str(origin), "-c", "user.name=Ann", "-c", "user.email=ann@example.org"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *arguments], check=True, timeout=100)
+
+
+def count_files(directory: WorkspacePath) -> int:
+    return sum(count_files(entry) if entry.is_dir() else 1 for entry in directory.iterdir())
+
+
+# --- a server that sends whole files only ------------------------------------------------------------------------------
+
+
+def test_the_end_of_a_large_file_comes_when_it_arrives_and_its_beginning_before(either: Workspace) -> None:
+    """Neither hangs, and who reads the beginning is not kept waiting by who wants the end."""
+    edge = os.urandom(MIB)
+    either.user.write_sparse((either.root / "large.bin").wire, LARGE, edge)
+    either.server.hook(pattern="download", action="drip", count=8 * MIB, user=either.user.name)
+    either.daemon.refresh(either.mount)
+    before = downloads(either)
     got: dict[str, bytes] = {}
 
     def read_end() -> None:
-        with path.open("rb") as file:
-            file.seek(size - 65536)
+        with (either.mount / "large.bin").open("rb") as file:
+            file.seek(LARGE - 65536)
             got["end"] = file.read()
 
     reader = threading.Thread(target=read_end)
     reader.start()
-    with path.open("rb") as file:
+    eventually(lambda: downloads(either) > before, 30, "the reader of the end has asked")
+    with (either.mount / "large.bin").open("rb") as file:
         got["beginning"] = file.read(4096)
-    reader.join(60)
+    assert "end" not in got, "the server has not sent it yet"
+    either.server.release()
+    reader.join(120)
 
-    assert not reader.is_alive()
-    assert got == {"end": content[-65536:], "beginning": content[:4096]}
+    assert got == {"end": edge[-65536:], "beginning": edge[:4096]}
+    assert downloads(either) - before == 1
 
 
-def test_a_folder_without_write_permission_says_so_at_once(workspace: Workspace) -> None:
-    members = {workspace.user.name: "READ_ONLY", "head": "ADMINISTRATOR"}
-    workspace.server.share("vre", "Lab", "head", members, context="/root/Lab")
-    workspace.daemon.refresh(workspace.mount)
+def downloads(workspace: Workspace) -> int:
+    return sum("/download" in line for line in workspace.server.lines(workspace.user.name))
 
-    assert os.listdir(workspace.mount / "VREFolders") == ["Lab"]
+
+def test_after_a_glance_at_the_beginning_the_whole_file_can_be_read(either: Workspace) -> None:
+    """What is fetched ahead is given up when the file is closed; a server without ranges then begins anew."""
+    edge = os.urandom(MIB)
+    either.user.write_sparse((either.root / "glance.bin").wire, 16 * MIB, edge)
+    either.server.hook(pattern="download", action="drip", count=4 * MIB, user=either.user.name)
+    either.daemon.refresh(either.mount)
+
+    with (either.mount / "glance.bin").open("rb") as file:
+        beginning = file.read(4096)
+    whole = hashlib.sha256()
+    with (either.mount / "glance.bin").open("rb") as file:
+        while piece := file.read(MIB):
+            whole.update(piece)
+
+    assert beginning == edge[:4096]
+    assert whole.digest() == hashlib.sha256(edge + bytes(14 * MIB) + edge).digest()
+
+
+def test_a_reader_of_the_end_waits_longer_than_the_deadline_while_bytes_come(tmp_path: Path) -> None:
+    edge = os.urandom(MIB)
+    with mounted(tmp_path, "2.x", request_deadline=2.0) as workspaces:
+        workspace = workspaces["2.x"]
+        workspace.user.write_sparse("slow.bin", 32 * MIB, edge)
+        slowly = {"action": "trickle", "count": MIB, "seconds": 0.25, "times": 100}
+        workspace.server.hook(pattern="download", **slowly, user=workspace.user.name)
+        workspace.daemon.refresh(workspace.mount)
+        began = time.monotonic()
+
+        with (workspace.mount / "slow.bin").open("rb") as file:
+            file.seek(32 * MIB - 65536)
+            end = file.read()
+
+        assert end == edge[-65536:]
+        assert time.monotonic() - began > 2.0 + GRACE, "the server was too fast for this test to mean anything"
+
+
+# --- lost answers --------------------------------------------------------------------------------------------------------
+
+
+def make_folder(mount: Path) -> None:
+    (mount / "made").mkdir()
+
+
+def upload(mount: Path) -> None:
+    (mount / "new.txt").write_text("new")
+
+
+def replace(mount: Path) -> None:
+    (mount / "old.txt").write_text("other bytes")
+
+
+def rename(mount: Path) -> None:
+    (mount / "old.txt").rename(mount / "renamed.txt")
+
+
+def move(mount: Path) -> None:
+    (mount / "old.txt").rename(mount / "sub" / "old.txt")
+
+
+def delete(mount: Path) -> None:
+    (mount / "old.txt").unlink()
+
+
+LOST = [
+    (make_folder, "create/FOLDER", ["made", "old.txt", "sub"]),
+    (upload, "create/FILE", ["new.txt", "old.txt", "sub"]),
+    (replace, "create/FILE", ["old.txt", "sub"]),
+    (rename, "/rename", ["renamed.txt", "sub"]),
+    (move, "/move", ["sub", "sub/old.txt"]),
+    (delete, "DELETE", ["sub"]),
+]
+
+
+@pytest.mark.expects_log("degraded", "offline")
+@pytest.mark.parametrize(("act", "request_", "left"), LOST, ids=[act.__name__ for act, _, _ in LOST])
+def test_a_lost_answer_is_found_out_and_the_change_done_once(
+    either: Workspace, act: Callable[[Path], None], request_: str, left: list[str]
+) -> None:
+    (either.mount / "old.txt").write_text("old")
+    (either.mount / "sub").mkdir()
+    either.sync()
+    before = len(either.changes(request_))
+    either.server.hook(pattern=request_, action="lose-after", user=either.user.name)
+
+    act(either.mount)
+    either.sync()
+
+    found = [entry.wire.removeprefix(f"{either.root.wire}/") for entry in tree(either.root)]
+    assert sorted(found) == left
+    assert len(either.changes(request_)) - before == 1, "sent once"
+    either.daemon.refresh(either.mount)
+    assert sorted(str(path.relative_to(either.mount)) for path in either.mount.rglob("*")) == left
+    if act is replace:
+        assert (either.root / "old.txt").read_text() == "other bytes"
+        assert either.user.item((either.root / "old.txt").wire)["versions"] == 2
+
+
+def tree(directory: WorkspacePath) -> Iterator[WorkspacePath]:
+    for entry in directory.iterdir():
+        yield entry
+        if entry.is_dir():
+            yield from tree(entry)
+
+
+def test_a_removal_that_was_answered_and_not_done_is_noticed(either: Workspace) -> None:
+    (either.mount / "stubborn.txt").write_text("x")
+    either.sync()
+    before = len(either.changes("DELETE"))
+    either.server.hook(pattern="DELETE", action="nothing", user=either.user.name)
+
+    (either.mount / "stubborn.txt").unlink()
+    either.sync()
+
+    assert either.names() == []
+    assert len(either.changes("DELETE")) - before == 2
+
+
+# --- permission and tokens -----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_without_write_permission_says_so_at_once(either: Workspace) -> None:
+    members = {either.user.name: "READ_ONLY", "head": "ADMINISTRATOR"}
+    either.server.share("vre", "Lab", "head", members, context="/root/Lab")
+    either.daemon.refresh(either.top)
+    before = len(either.changes())
+
+    assert os.listdir(either.top / "VREFolders") == ["Lab"]
     refusals = []
-    for folder in (workspace.mount / "VREFolders", workspace.mount / "VREFolders" / "Lab"):
+    for folder in (either.top / "VREFolders", either.top / "VREFolders" / "Lab"):
         with pytest.raises(PermissionError) as refused:
             (folder / "new.txt").write_text("x")
         refusals.append(refused.value.errno)
+
     assert set(refusals) == {errno.EACCES}
+    assert len(either.changes()) == before, "the server was not even asked"
 
 
 @pytest.mark.expects_log("token", "unauthenticated", "not connected", "Unauthenticated")
-def test_what_is_written_while_the_token_is_dead_leaves_with_a_new_one(workspace: Workspace) -> None:
-    assert (workspace.mount / "readme.txt").read_text() == "hello"
-    workspace.server.call("expire", workspace.user.token.encode())
-    (workspace.mount / "late.txt").write_text("kept")
-    workspace.daemon.wait_for_state("workspace", "unauthenticated")
-    assert (workspace.mount / "late.txt").read_text() == "kept"
+@pytest.mark.parametrize("profile", ["1.x", "2.x"])
+def test_what_is_written_while_the_token_is_dead_leaves_with_a_new_one(profile: str, tmp_path: Path) -> None:
+    with mounted(tmp_path, profile, write_back_delay=0.2) as workspaces:
+        workspace = workspaces[profile]
+        assert (workspace.mount / "readme.txt").read_text() == "hello"
+        workspace.server.call("expire", workspace.user.token.encode())
+        (workspace.mount / "late.txt").write_text("kept")
+        workspace.daemon.wait_for_state(profile, "unauthenticated")
+        assert (workspace.mount / "late.txt").read_text() == "kept"
 
-    workspace.token.write_text(json.loads(workspace.server.call("token", user=workspace.user.name)))
+        workspace.token.write_text(json.loads(workspace.server.call("token", user=workspace.user.name)))
 
-    eventually(lambda: "late.txt" in workspace.user.listdir(""), 60, "the file arrives")
-    workspace.daemon.sync(workspace.mount)
-    assert workspace.user.read("late.txt") == b"kept"
+        eventually(lambda: "late.txt" in workspace.user.listdir(""), 60, "the file arrives")
+        workspace.sync()
+        assert workspace.user.read("late.txt") == b"kept"

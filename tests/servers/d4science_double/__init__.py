@@ -116,6 +116,14 @@ class DoubleUser:
     def write(self, path: str, content: bytes, *, hidden: bool = False) -> str:
         return str(json.loads(self._call("write", path, content, **({"hidden": "1"} if hidden else {}))))
 
+    def write_sparse(self, path: str, size: int, edge: bytes) -> str:
+        """A file of `size` bytes, zeros but for `edge` at its beginning and its end."""
+        return str(json.loads(self._call("write", path, edge, size=str(size))))
+
+    def fill(self, path: str, sizes: dict[str, int]) -> None:
+        """A new folder with a file for each name, so many bytes each."""
+        self._call("fill", path, json.dumps(sizes).encode())
+
     def listdir(self, path: str) -> list[str]:
         found: list[str] = json.loads(self._call("list", path))
         return found
@@ -130,7 +138,7 @@ class DoubleUser:
         self._call("rename", path, to=to)
 
     def item(self, path: str = "", *, id: str = "") -> dict[str, Any]:
-        """id, name, node, kind, versions, metadata, trashed, parent."""
+        """id, name, node, kind, size, versions, metadata, trashed, parent."""
         found: dict[str, Any] = json.loads(self._call("item", path, b"", **({"id": id} if id else {})))
         return found
 

@@ -55,6 +55,10 @@ class Door:
     def do_hook(self, arguments: dict[str, str], body: bytes) -> None:
         self._hooks.add(json.loads(body))
 
+    def do_clear(self, arguments: dict[str, str], body: bytes) -> None:
+        """No faults."""
+        self._hooks.clear()
+
     def do_release(self, arguments: dict[str, str], body: bytes) -> None:
         self._hooks.release()
 
@@ -81,6 +85,7 @@ class Door:
             "name": node.shown,
             "node": node.name,
             "kind": node.kind,
+            "size": node.versions[-1].size if node.versions else 0,
             "versions": len(node.versions),
             "metadata": node.metadata,
             "trashed": self._tree.trashed(node),
@@ -95,17 +100,34 @@ class Door:
         return self._at(arguments).versions[-1].payload.read_bytes()
 
     def do_write(self, arguments: dict[str, str], body: bytes) -> str:
-        """A new file, or a new version; names are taken as they are, legal or not."""
+        """A new file, or a new version; names are taken as they are, legal or not.
+
+        `size`: so many bytes, zeros but for the body at the beginning and at the end.
+        """
         tree, user = self._tree, arguments["user"]
         folder, name = self._above(arguments)
         payload = tree.payloads / uuid.uuid4().hex
         payload.write_bytes(body)
+        size = int(arguments.get("size", len(body)))
+        with payload.open("r+b") as file:
+            file.truncate(size)
+            file.seek(max(0, size - len(body)))
+            file.write(body[:size])
         there = [node for node in tree.listing(folder, user, hidden=True) if node.shown == name and node.kind == "file"]
         node = there[0] if there else tree.make("file", name, user, folder.id)
         node.hidden = arguments.get("hidden") == "1"
         node.action = "UPDATED" if there else "CREATED"
-        tree.store(node, payload, len(body), user)
+        tree.store(node, payload, size, user)
         return node.id
+
+    def do_fill(self, arguments: dict[str, str], body: bytes) -> None:
+        """Many small files in a new folder: their sizes by name."""
+        folder = self.do_mkdir(arguments, b"")
+        payload = self._tree.payloads / uuid.uuid4().hex
+        sizes: dict[str, int] = json.loads(body)
+        payload.write_bytes(b"z" * max(sizes.values(), default=0))
+        for name, size in sizes.items():
+            self._tree.store(self._tree.make("file", name, arguments["user"], folder), payload, size, arguments["user"])
 
     def do_mkdir(self, arguments: dict[str, str], body: bytes) -> str:
         folder, name = self._above(arguments)

@@ -349,7 +349,7 @@ class Handler(BaseHTTPRequestHandler):
         if status == 206:
             self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{content.size}")
         self.end_headers()
-        hook = self.hook if self.hook is not None and self.hook.action in ("cut", "drip") else None
+        hook = self.hook if self.hook is not None and self.hook.action in ("cut", "drip", "trickle") else None
         with content.payload.open("rb") as file:
             file.seek(start)
             if hook is not None:
@@ -357,7 +357,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
                 if hook.action == "cut":
                     raise Lost
-                hook.released.wait(60)
+                while hook.action == "trickle" and not hook.released.wait(hook.seconds) and file.tell() < stop:
+                    self.wfile.write(file.read(min(1024 * 1024, stop - file.tell())))
+                    self.wfile.flush()
+                if hook.action == "drip":
+                    hook.released.wait(60)
             while file.tell() < stop:
                 self.wfile.write(file.read(min(256 * 1024, stop - file.tell())))
 

@@ -4,6 +4,7 @@ lose-before  the connection closes, nothing was done      lose-after  it was don
 nothing      200 and an id, but nothing was done           status      `status` with `body` (`gx`: as the service itself)
 delay        waits `seconds`, then goes on
 cut          a download ends after `count` bytes            drip        ... and goes on after `release`
+trickle      a download goes on after `count` bytes by 1 MiB each `seconds`, and freely after `release`
 truncate     only `count` bytes of an upload are stored    race        somebody makes a folder with that name just before
 """
 
