@@ -6,6 +6,7 @@ Exit status: 0 done, 1 failed, 2 usage or configuration, 3 daemon not running, 4
 
 from __future__ import annotations
 
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -114,6 +115,28 @@ def _exec(config: Path | None, userns: bool, command: tuple[str, ...]) -> None:
     from nbmountd.wrapper import run
 
     sys.exit(run(command, config, userns=userns))
+
+
+@_daemon_group.command("mount-helper")
+@click.option("--socket", "path", type=click.Path(path_type=Path), metavar="PATH", help="Where to listen.")
+@click.option("--allow-uid", "uids", type=int, multiple=True, required=True, help="A uid that may mount. May be repeated.")
+@click.option(
+    "--allow-prefix", "prefixes", multiple=True, default=("/home",), show_default=True, metavar="DIRECTORY",
+    help="Mount points lie below it. May be repeated.",
+)
+@click.option("--socket-mode", default="666", show_default=True, metavar="OCTAL", help="Who may connect at all.")
+def _mount_helper(path: Path | None, uids: tuple[int, ...], prefixes: tuple[str, ...], socket_mode: str) -> None:
+    """Mount for daemons that may not, as root: they ask over a socket and get the connection to the kernel.
+
+    For a node or a pod whose notebook containers have neither /dev/fuse nor any right; see docker/kubernetes.
+    """
+    from nbmountd.fuse.borrow import DEFAULT
+    from nbmountd.mounthelper import Rules, serve
+
+    bad = [prefix for prefix in prefixes if not prefix.startswith("/") or not prefix.strip("/")]
+    if bad or not re.fullmatch("[0-7]{3}", socket_mode):
+        raise click.UsageError("a prefix is an absolute directory below /, a mode three octal digits")
+    serve(path or Path(DEFAULT), Rules(frozenset(uids), prefixes), mode=int(socket_mode, 8))
 
 
 @_daemon_group.command("demo")

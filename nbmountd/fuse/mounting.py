@@ -3,9 +3,10 @@
 It does not know who serves the descriptor. Everything here is synchronous; calls end within seconds because nothing asks
 the file system that is mounted.
 
-Ways to mount, in this order: mount(2) where this process has CAP_SYS_ADMIN (root, an ambient capability, its own user
-namespace), else the setuid helper fusermount3. As root nothing is mounted over a directory that is not its owner's, so that a
-user who controls the path cannot have root put a file system over /etc.
+Ways to mount, in this order: the mount helper if one is named (borrow.py); mount(2) where this process has CAP_SYS_ADMIN
+(root, an ambient capability, its own user namespace); the setuid helper fusermount3; a mount helper that happens to be there.
+As root nothing is mounted over a directory that is not its owner's, so that a user who controls the path cannot have root put a
+file system over /etc.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbmountd.errors import NbmountdError
+from nbmountd.fuse import borrow
 from nbmountd.fuse.agreement import ALL_FLAGS, Flag, InitAgreement, InitError, answer_init
 
 DEVICE = "/dev/fuse"
@@ -34,6 +36,7 @@ HELPER = "fusermount3"
 HELPER_TIMEOUT = 10.0
 
 PASSED = "passed"
+BORROWED = "mount-helper"
 
 GUARDED = 0o555
 OPEN = 0o755
@@ -78,7 +81,7 @@ class Mounted:
     fuse_fd: int
     agreement: InitAgreement
     way: str
-    """"mount", "fusermount3", or "passed" for a connection that somebody else mounted and will unmount."""
+    """"mount", "fusermount3", "mount-helper", or "passed" for a connection that somebody else mounted and will unmount."""
 
     @property
     def is_ours(self) -> bool:
@@ -116,21 +119,14 @@ def mount(
     path = resolve(path)
     clean(path)
     _refuse_what_is_mounted(path)
-    direct = _has_sys_admin()
     if allow_other is None:
-        allow_other = direct and uid != os.geteuid()
+        allow_other = _has_sys_admin() and uid != os.geteuid()
     directory = _open_directory(path, uid, gid)
     try:
         _refuse_what_is_in_it(path, directory)
         if stat.S_IMODE(os.fstat(directory).st_mode) == GUARDED:
             _set_mode(directory, OPEN)  # fusermount3 wants a directory that its caller may write to
-        source = SOURCE_PREFIX + name
-        fuse_fd = None
-        if direct:
-            fuse_fd = _mount_directly(path, directory, source, uid, gid, read_only=read_only, allow_other=allow_other)
-        way = "mount" if fuse_fd is not None else HELPER
-        if fuse_fd is None:
-            fuse_fd = _mount_by_helper(path, source, read_only=read_only, allow_other=allow_other)
+        fuse_fd, way = _connect(path, directory, name, uid, gid, read_only=read_only, allow_other=allow_other)
         _set_mode(directory, GUARDED)
     finally:
         os.close(directory)
@@ -170,6 +166,14 @@ def unmount(path: str) -> None:
         reason = os.strerror(code)
     else:
         reason = ""
+    if (helper := borrow.helper_socket()) is not None:
+        try:
+            borrow.unmount(helper, path)
+            return
+        except borrow.BorrowError as exc:
+            reason = str(exc)
+            if find(path) is None:
+                return
     if shutil.which(HELPER) is None:
         raise MountError(f"{path}: cannot unmount: {reason or HELPER + ' is not installed'}; run `umount -l {path}` as root")
     done = _run_helper(["-u", "-z", "--", path])
@@ -296,7 +300,29 @@ def _set_mode(directory: int, mode: int) -> None:
         os.fchmod(directory, mode)
 
 
-# --- the two ways ------------------------------------------------------------------------------------------------------
+# --- the ways ----------------------------------------------------------------------------------------------------------
+
+
+def _connect(
+    path: str, directory: int, name: str, uid: int, gid: int, *, read_only: bool, allow_other: bool
+) -> tuple[int, str]:
+    """The descriptor and the way, by the first way that is open."""
+    source = SOURCE_PREFIX + name
+    helper = borrow.helper_socket()
+    if helper is None or not borrow.is_named():
+        if _has_sys_admin():
+            fuse_fd = _mount_directly(path, directory, source, uid, gid, read_only=read_only, allow_other=allow_other)
+            if fuse_fd is not None:
+                return fuse_fd, "mount"
+        try:
+            return _mount_by_helper(path, source, read_only=read_only, allow_other=allow_other), HELPER
+        except MountError:
+            if helper is None:
+                raise
+    try:
+        return borrow.mount(helper, path, name, read_only=read_only), BORROWED
+    except borrow.BorrowError as exc:
+        raise MountError(f"{path}: {exc}") from exc
 
 
 def _mount_directly(
