@@ -130,7 +130,7 @@ def test_a_user_without_any_right_gets_a_connection_to_a_mount_of_its_own(place:
     assert minor > 20
     assert len(there) == 1 and afterwards == []
     line = there[0]
-    assert f" {mine} rw,nosuid,nodev" in line and "fuse.nbmountd nbmountd#b2drop" in line
+    assert f" {mine} rw,nosuid,nodev" in line and r"fuse.nbmountd nbmountd\043b2drop " in line
     assert f"user_id={USER},group_id={USER},default_permissions" in line and "allow_other" not in line
 
 
