@@ -1,11 +1,13 @@
 """The entry points of the two command lines, and the verbs of `nbmountd`: arguments in, exit status out.
 
 What a verb does is elsewhere and imported only when it is done, so that both start fast. `nbmountctl`'s verbs are in ctl.py.
-Exit status: 0 done, 1 failed, 2 usage or configuration, 3 daemon not running, 4 not safe in time, 130 interrupted.
+Exit status: 0 done, 1 failed, 2 usage or configuration, 3 daemon not running, 4 not safe in time, 5 no way to mount here,
+130 interrupted.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from functools import partial
@@ -17,7 +19,7 @@ import click
 from nbmountd.arguments import CONTEXT, config_option, passed_descriptors, version_option
 from nbmountd.errors import ConfigError, NbmountdError
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE, NO_WAY, INTERRUPTED = 1, 2, 5, 130
 
 
 def nbmountd() -> NoReturn:
@@ -45,8 +47,14 @@ def _main(group: click.Group, name: str) -> NoReturn:
         from nbmountd.log import mask
 
         click.echo(f"{name}: {mask(str(exc))}", err=True)
-        sys.exit(USAGE if isinstance(exc, ConfigError) else FAILED)
+        sys.exit(_status_of(exc))
     sys.exit(0)
+
+
+def _status_of(exc: NbmountdError) -> int:
+    from nbmountd.ways import NoWayToMount
+
+    return USAGE if isinstance(exc, ConfigError) else NO_WAY if isinstance(exc, NoWayToMount) else FAILED
 
 
 # --- nbmountd ----------------------------------------------------------------------------------------------------------
@@ -65,8 +73,19 @@ def _daemon_group() -> None:
     help="Serve the mount NAME on a FUSE connection that somebody else has mounted: a descriptor, or the path of a unix socket"
     " to receive it from. May be repeated.",
 )
-def _run(config: Path | None, passed: dict[str, int]) -> None:
+@click.option(
+    "--mount-helper", "helper", envvar="NBMOUNTD_MOUNT_HELPER", metavar="SOCKET",
+    help="Have everything mounted by the `nbmountd mount-helper` that listens there (also NBMOUNTD_MOUNT_HELPER).",
+)
+def _run(config: Path | None, passed: dict[str, int], helper: str | None) -> None:
     """Mount everything that is configured and serve it, in the foreground."""
+    from nbmountd import handover, ways
+    from nbmountd.fuse import borrow
+
+    if helper:
+        os.environ[borrow.VARIABLE] = helper
+    if not passed and not borrow.is_named() and not {handover.VARIABLE, "LISTEN_FDS"} & os.environ.keys():
+        ways.choose(trials=False)  # raises NoWayToMount
     import trio
 
     from nbmountd import launch, log, supervisor

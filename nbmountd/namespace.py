@@ -47,6 +47,22 @@ def enter() -> None:
     _check(_libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None), "making the mounts private")
 
 
+def enter_mounts_only() -> None:
+    """Puts this process, which must have CAP_SYS_ADMIN, into a new mount namespace. Raises NamespaceError."""
+    _check(_libc.unshare(_CLONE_NEWNS), "unshare")
+    _check(_libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None), "making the mounts private")
+
+
+def try_to_mount(device: Path) -> None:
+    """Mounts FUSE over a directory that everybody has; only for a process in a namespace of its own that ends then."""
+    try:
+        fuse_fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as exc:
+        raise NamespaceError(f"{device}: {exc.strerror}") from exc
+    options = f"fd={fuse_fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()}"
+    _check(_libc.mount(b"nbmountd#trial", b"/tmp", b"fuse.nbmountd", 0, options.encode()), "mount(2) of FUSE")
+
+
 def keep_mount_right() -> None:
     """Lets the next program that this process executes mount (CAP_SYS_ADMIN of the namespace, as an ambient capability)."""
     header, data = _Header(_CAPABILITY_VERSION_3, 0), (_Data * 2)()

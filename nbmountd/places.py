@@ -20,6 +20,8 @@ LONGEST_SOCKET_PATH = 100
 """Bytes. sun_path holds 108 with its NUL (unix(7)); the rest is for suffixes of ours."""
 
 SOCKET_NAME = "control.sock"
+SIDECAR = "NBMOUNTD_SIDECAR"
+"""Names a directory that a sidecar shares with the notebook's container: its mounts and, in `.run`, its control socket."""
 _LOCK_WAIT = 10.0
 
 
@@ -95,6 +97,9 @@ def find_control_socket(
 def _sockets(environ: Mapping[str, str], uid: int | None, run: Path) -> list[Path]:
     user = os.geteuid() if uid is None else uid
     directories = []
+    shared = environ.get(SIDECAR, "")
+    if shared.startswith("/"):
+        directories.append(Path(shared) / ".run")
     runtime = environ.get("XDG_RUNTIME_DIR", "")
     if runtime.startswith("/"):
         directories.append(Path(runtime) / "nbmountd")

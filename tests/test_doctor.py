@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from nbmountd import doctor
+from nbmountd import doctor, ways
 from nbmountd.config import Config, DaemonConfig, DirectoryOptions, MountConfig, WebDAVOptions
 from nbmountd.control import schema
 from nbmountd.control.server import open_listener, serve_requests
 from nbmountd.doctor import machine, mounts
 from nbmountd.doctor.check import Check
-from nbmountd.doctor.machine import Rights
+from nbmountd.ways import Rights, Way
 
 SYS_ADMIN = 1 << 21
 
@@ -46,7 +46,7 @@ def test_the_machine_is_judged_line_by_line() -> None:
     checks = list(machine.examine())
 
     subjects = [check.subject for check in checks]
-    assert set(subjects) >= {"python", "packages", "kernel", "rights", "fusermount3", "mounting", "open files"}
+    assert set(subjects) >= {"python", "packages", "kernel", "rights", "way: fusermount3", "mounting", "open files"}
     assert [check for check in checks if check.level != "ok" and not check.advice] == []
 
 
@@ -71,27 +71,39 @@ def test_rights_are_read_as_the_kernel_writes_them() -> None:
     assert Rights.of_this_process().no_new_privileges in (True, False)
 
 
-DEVICE, NO_DEVICE = Check("ok", "/dev/fuse", ""), Check("fail", "/dev/fuse", "", "add it")
-YES, NO = Check("ok", "", ""), Check("warn", "", "")
+DEVICE, NO_DEVICE = Check("ok", "/dev/fuse", "can be opened"), Check("fail", "/dev/fuse", "is missing", "add it")
 
 
 @pytest.mark.parametrize(
-    ("rights", "device", "helper", "namespace", "level", "part"),
+    ("ways", "device", "sidecar", "level", "part"),
     [
-        (Rights(SYS_ADMIN, SYS_ADMIN, False), DEVICE, NO, NO, "ok", "directly"),
-        (Rights(0, SYS_ADMIN, False), DEVICE, YES, NO, "ok", "fusermount3"),
-        (Rights(0, 0, True), DEVICE, NO, YES, "warn", "namespace"),
-        (Rights(0, 0, True), DEVICE, NO, NO, "fail", "no way"),
-        (Rights(SYS_ADMIN, SYS_ADMIN, False), NO_DEVICE, YES, YES, "fail", "/dev/fuse"),
+        ([Way("direct")], DEVICE, "", "ok", "directly"),
+        ([Way("direct", "no right"), Way("fusermount3")], DEVICE, "", "ok", "fusermount3"),
+        ([Way("direct", "no right"), Way("userns")], DEVICE, "", "ok", "user namespace"),
+        ([Way("helper")], NO_DEVICE, "", "ok", "helper"),
+        ([Way("direct", "no right"), Way("userns", "seccomp")], NO_DEVICE, "", "fail", "no way"),
+        ([Way("direct", "no right"), Way("userns", "seccomp")], NO_DEVICE, "/mnt/remotes", "ok", "/mnt/remotes"),
     ],
 )
-def test_the_way_to_mount_follows_from_the_rights(
-    rights: Rights, device: Check, helper: Check, namespace: Check, level: str, part: str
+def test_the_start_mode_is_named_and_what_others_lack_is_no_fault_then(
+    ways: list[Way], device: Check, sidecar: str, level: str, part: str
 ) -> None:
-    check = machine._way_to_mount(rights, device, helper, namespace)
+    checks = list(machine._ways(ways, device, sidecar))
 
-    assert (check.level, part in check.finding) == (level, True)
-    assert check.advice or level == "ok"
+    mounting = found(checks, "mounting")
+    assert (mounting.level, part in mounting.finding) == (level, True)
+    assert {check.level for check in checks} == ({"ok"} if level == "ok" else {"warn", "fail"})
+    assert mounting.advice or level == "ok"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user takes root")
+def test_a_way_is_tried_where_it_can_be_and_the_trial_leaves_no_trace() -> None:
+    before = Path("/proc/self/mountinfo").read_text()
+
+    assert ways.direct(Rights.of_this_process(), ways.device_lacks(), trial=True).is_open
+    assert ways.namespace(ways.device_lacks()).is_open
+
+    assert "trial" not in Path("/proc/self/mountinfo").read_text().removeprefix(before)
 
 
 # --- places and credentials --------------------------------------------------------------------------------------------

@@ -33,10 +33,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sync": (*FOUNDATION, "disk", "fs", "sync", "backends.base", "control.schema"),
     # the kernel's side
     "fuse": (*FOUNDATION, "disk", "fs", "sync", "fuse"),
+    # the mount helper is privileged: it imports next to nothing
+    "mounthelper": ("errors",),
+    "fuse.borrow": ("errors",),
+    "namespace": ("errors",),
+    "ways": ("errors", "namespace", "fuse.borrow"),
     # asking and being asked
     "control": CONTROL,
     "show": ("units", "control.schema"),
-    "doctor": (*CONTROL, "configfile", "show", "doctor"),
+    "doctor": (*CONTROL, "configfile", "show", "ways", "doctor"),
     # whole programs
     "worker": ("",),
     "supervisor": ("",),

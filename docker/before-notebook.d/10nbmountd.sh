@@ -1,24 +1,32 @@
-# Sourced by jupyter's start.sh (docker-stacks) before the notebook server starts: as root if the container starts as root
-# (the daemon then mounts as root and serves as $NB_UID), else as the notebook's user.
+# Sourced by jupyter's start.sh (docker-stacks) before the notebook server starts. It has the server run under `nbmountd exec`,
+# which mounts, hides credentials, and sends what is unsent when the server has ended. When the container starts as root, the
+# daemon is started here, because it may mount now (it serves as $NB_UID), and `nbmountd exec` finds it.
 #
-# It can never stop a start: no exit, no failing command, no changed shell option, and at most 5 seconds of waiting. The daemon
-# stays in this process group on purpose, so that `tini -g` passes it the container's SIGTERM and it sends what it can.
+# It can never stop a start: no exit, no failing command, no changed shell option, and at most 5 seconds of waiting.
 # NBMOUNTD_DISABLE=1 leaves it out.
 
 _nbmountd_start() {
-    if [ -n "${NBMOUNTD_DISABLE:-}" ] || ! command -v nbmountd >/dev/null 2>&1; then
-        return 0
+    local program pid until=$((SECONDS + 5))
+    program=$(command -v nbmountd 2>/dev/null) || return 0
+    [ -z "${NBMOUNTD_DISABLE:-}" ] || return 0
+    if [ "$(id -u 2>/dev/null)" = 0 ] && [ -z "${NBMOUNTD_SIDECAR:-}" ] && [ -z "${NBMOUNTD_MOUNT_HELPER:-}" ]; then
+        # A session of its own: `tini -g` tells the whole process group to end, and uploads come after that.
+        setsid "${program}" run </dev/null >&2 &
+        pid=$!
+        while [ "${SECONDS}" -lt "${until}" ] && kill -0 "${pid}" 2>/dev/null; do
+            if grep -q ' - fuse\.nbmountd ' /proc/self/mountinfo 2>/dev/null; then
+                break
+            fi
+            sleep 0.1
+        done
+        disown "${pid}" 2>/dev/null
     fi
-    nbmountd run </dev/null >&2 &
-    local pid=$! tries=0
-    while [ "${tries}" -lt 50 ] && kill -0 "${pid}" 2>/dev/null; do
-        if grep -q ' - fuse\.nbmountd ' /proc/self/mountinfo 2>/dev/null; then
-            break
-        fi
-        sleep 0.1
-        tries=$((tries + 1))
-    done
-    disown "${pid}" 2>/dev/null
+    if [ "${#cmd[@]}" -gt 0 ]; then
+        cmd=("${program}" exec -- "${cmd[@]}")
+        # start.sh would take these away before `nbmountd exec` has seen them; it keeps them from the server itself.
+        export NBMOUNTD_UNSET="${JUPYTER_ENV_VARS_TO_UNSET:-}${NBMOUNTD_UNSET:+,${NBMOUNTD_UNSET}}"
+        JUPYTER_ENV_VARS_TO_UNSET=
+    fi
     return 0
 }
 

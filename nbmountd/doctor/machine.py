@@ -1,7 +1,6 @@
 """The doctor's look at the machine: Python, kernel, /dev/fuse, and which way of mounting is open to us.
 
-It knows no configuration. The ways to mount, and which of them worked in which container, were tried out on Linux 6.18 with
-libfuse 3.14: mount(2) with CAP_SYS_ADMIN; the setuid helper fusermount3; an own user and mount namespace.
+It knows no configuration. The ways to mount are judged by ways.py.
 """
 
 from __future__ import annotations
@@ -11,40 +10,29 @@ import os
 import platform
 import re
 import resource
-import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from nbmountd.doctor.check import Check
+from nbmountd.doctor.check import Check, Level
+from nbmountd.ways import Rights, Way, all_ways
 
 _OLDEST_PYTHON = (3, 10)
 _OLDEST_KERNEL = (4, 18)  # FUSE can be mounted in a user namespace since then
 _RESEND_KERNEL = (6, 9)  # FUSE_NOTIFY_RESEND
 _ENOUGH_FILES = 4096
 _CHILD_TIMEOUT = 20.0
-_CAP_SYS_ADMIN = 1 << 21  # linux/capability.h
-
-_USER_NAMESPACE = "import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare(0x10000000 | 0x00020000) and 1)"  # NEWUSER, NEWNS
 
 
 def examine() -> Iterable[Check]:
     """All findings on the machine."""
     yield from _python()
     yield _kernel()
-    rights = Rights.of_this_process()
-    device = _device()
-    helper = _helper(rights)
-    namespace = _user_namespace()
-    yield device
-    yield rights.check()
-    yield helper
-    yield namespace
-    yield _way_to_mount(rights, device, helper, namespace)
+    yield _rights(Rights.of_this_process())
+    yield from _ways(list(all_ways()), _device(), os.environ.get("NBMOUNTD_SIDECAR", ""))
     yield _open_files()
 
 
@@ -120,104 +108,39 @@ def _device(path: Path = Path("/dev/fuse")) -> Check:
     return Check("ok", str(path), "can be opened")
 
 
-# --- rights ------------------------------------------------------------------------------------------------------------
+# --- the ways to mount -------------------------------------------------------------------------------------------------
+
+_WORDS = {
+    "direct": "directly, with CAP_SYS_ADMIN (start mode F, or as root)",
+    "fusermount3": "by fusermount3 (start mode A)",
+    "helper": "by a mount helper (start mode P)",
+    "userns": "in a user namespace, with 'nbmountd exec' alone (start mode D)",
+}
 
 
-@dataclass(frozen=True)
-class Rights:
-    """What the kernel lets this process do (proc(5), /proc/pid/status)."""
-
-    effective: int
-    bounding: int
-    no_new_privileges: bool
-
-    @classmethod
-    def of_this_process(cls) -> Rights:
-        return cls.parse(Path("/proc/self/status").read_text())
-
-    @classmethod
-    def parse(cls, status: str) -> Rights:
-        fields = dict(re.findall(r"^(\w+):\s+(\w+)", status, re.MULTILINE))
-        return cls(int(fields["CapEff"], 16), int(fields["CapBnd"], 16), fields.get("NoNewPrivs", "0") == "1")
-
-    @property
-    def may_mount(self) -> bool:
-        return bool(self.effective & _CAP_SYS_ADMIN)
-
-    @property
-    def helper_may_mount(self) -> bool:
-        """Whether a setuid program started by us could get the right to mount."""
-        return bool(self.bounding & _CAP_SYS_ADMIN) and not self.no_new_privileges
-
-    def check(self) -> Check:
-        held = "held" if self.may_mount else "not held" if self.bounding & _CAP_SYS_ADMIN else "not in the bounding set"
-        privileges = "no_new_privs is set" if self.no_new_privileges else "no_new_privs is not set"
-        return Check("ok", "rights", f"uid {os.geteuid()}, CAP_SYS_ADMIN {held}, {privileges}")
+def _rights(rights: Rights) -> Check:
+    held = "held" if rights.may_mount else "in the bounding set" if rights.helper_may_mount else "not to be had"
+    privileges = "no_new_privs is set" if rights.no_new_privileges else "no_new_privs is not set"
+    return Check("ok", "rights", f"uid {os.geteuid()}, CAP_SYS_ADMIN {held}, {privileges}")
 
 
-def _helper(rights: Rights) -> Check:
-    found = shutil.which("fusermount3")
-    if found is None:
-        return Check("warn", "fusermount3", "not installed", "needed only to mount without root (Debian: fuse3)")
-    path = Path(found)
-    if not path.stat().st_mode & stat.S_ISUID or path.stat().st_uid != 0:
-        return Check("warn", "fusermount3", f"{found} is not setuid root", f"chown root {found} && chmod u+s {found}")
-    if os.statvfs(path).f_flag & os.ST_NOSUID:
-        return Check("warn", "fusermount3", f"{found} is on a file system mounted nosuid", "it cannot mount from there")
-    if rights.no_new_privileges:
-        return Check(
-            "warn", "fusermount3", "cannot become root: no_new_privs is set",
-            "Kubernetes: allowPrivilegeEscalation: true in the container's securityContext",
-        )
-    if not rights.helper_may_mount:
-        return Check(
-            "warn", "fusermount3", "cannot mount: CAP_SYS_ADMIN is not in the bounding set",
-            "start the container with --cap-add SYS_ADMIN",
-        )
-    return Check("ok", "fusermount3", f"{found}, setuid root")
-
-
-def _user_namespace() -> Check:
-    # Tried, not guessed: sysctls, seccomp and AppArmor all have a say.
-    try:
-        tried = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _USER_NAMESPACE], capture_output=True, timeout=_CHILD_TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return Check("warn", "user namespace", "the trial did not end", "mount as root or by fusermount3")
-    if tried.returncode == 0:
-        return Check("ok", "user namespace", "can be made")
-    reasons = []
-    for name, bad in (
-        ("user/max_user_namespaces", "0"),
-        ("kernel/unprivileged_userns_clone", "0"),
-        ("kernel/apparmor_restrict_unprivileged_userns", "1"),
-    ):
-        try:
-            if (Path("/proc/sys") / name).read_text().strip() == bad:
-                reasons.append(f"{name.replace('/', '.')} = {bad}")
-        except OSError:
-            continue
-    reason = ", ".join(reasons) or "seccomp or AppArmor profile of the container"
-    return Check("warn", "user namespace", f"refused ({reason})", "needed only to mount without any right")
-
-
-def _way_to_mount(rights: Rights, device: Check, helper: Check, namespace: Check) -> Check:
-    if device.level == "fail":
-        return Check("fail", "mounting", f"impossible without {device.subject}", device.advice)
-    if rights.may_mount:
-        return Check("ok", "mounting", "directly, with CAP_SYS_ADMIN")
-    if helper.level == "ok":
-        return Check("ok", "mounting", "by fusermount3")
-    if namespace.level == "ok":
-        return Check(
-            "warn", "mounting", "only in a user and mount namespace of its own, where other processes do not see it",
-            "start the daemon and Jupyter inside one: unshare -U --map-current-user --keep-caps -m CMD",
-        )
-    return Check(
-        "fail", "mounting", "no way is open: no CAP_SYS_ADMIN, no usable fusermount3, no user namespace",
-        "start the container with --cap-add SYS_ADMIN, or allow privilege escalation, or allow user namespaces",
-    )
+def _ways(judged: Sequence[Way], device: Check, sidecar: str) -> Iterable[Check]:
+    """The device, each way, and the one that is taken. One open way is enough: what others lack is not to be repaired then."""
+    chosen = next((way for way in judged if way.is_open), None)
+    yield device if chosen is None and not sidecar else Check("ok", device.subject, device.finding)
+    for way in judged:
+        advice = way.advice if chosen is None else ""
+        if way.is_open:
+            yield Check("ok", f"way: {way.name}", "open")
+        else:
+            level: Level = "ok" if chosen or sidecar else "warn"
+            yield Check(level, f"way: {way.name}", f"not open: {way.lacks}", advice)
+    if chosen is not None:
+        yield Check("ok", "mounting", _WORDS[chosen.name])
+    elif sidecar:
+        yield Check("ok", "mounting", f"not from here, and not needed: a sidecar mounts at {sidecar} (start mode S)")
+    else:
+        yield Check("fail", "mounting", "no way is open", "README, 'In a container', says what each way needs")
 
 
 def _open_files() -> Check:
