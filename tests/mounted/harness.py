@@ -19,6 +19,7 @@ from pathlib import Path
 
 from nbmountd.control import schema
 from nbmountd.control.client import ControlError, ask_sync
+from tests.mounted import modes
 from tests.mounted.kernel import MARKER, Process, mounts_below, processes_of
 from tests.mounted.kernel import eventually as eventually  # test_resume.py asks for both here
 from tests.mounted.kernel import same_tree as same_tree
@@ -92,11 +93,15 @@ class Daemon:
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Starts the daemon and does not wait for anything."""
+        way = modes.prepare(self.home, {self.path(name): keys for name, keys in self.mounts.items()})
+        arguments = [f"--fuse-fd={name}={fd}" for name in self.mounts if (fd := way.passed.get(self.path(name)))]
         with self.log.open("ab") as log:
             self.child = subprocess.Popen(
-                [*program("nbmountd"), "run", "--config", str(self.config)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment, start_new_session=True,
-            )
+                [*program("nbmountd"), "run", "--config", str(self.config), *arguments],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env={**self.environment, **way.environment}, pass_fds=tuple(way.passed.values()),
+            )  # fmt: skip
+        way.close()
         return self.child
 
     def start(self, within: float = 30) -> Daemon:
@@ -118,6 +123,7 @@ class Daemon:
         session = self.child.pid
         self.child.send_signal(number)
         status = self.child.wait(within)
+        modes.clean(self.home)
         assert mounts_below(self.home) == [], "mounts were left behind"
         # The fork server of a killed supervisor sees the end of its socket only afterwards.
         eventually(lambda: not processes_of(self.home, session), 2, f"no process left: {processes_of(self.home, session)}")

@@ -15,10 +15,10 @@ import pytest
 
 from tests.mounted.conftest import directory_mount
 from tests.mounted.harness import Daemon, program
-from tests.mounted.test_user import NOBODY, UserDaemon, python_for_users
+from tests.mounted.modes import NOBODY, USER, mount_by_hand, python_for_users
+from tests.mounted.test_user import UserDaemon
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be other users")
-USER = 1000
 
 BASICS = r"""
 import errno, mmap, os, sys
@@ -157,17 +157,9 @@ def test_root_mounts_and_its_worker_becomes_the_user(daemon: DaemonOfRoot, sourc
     assert capabilities(daemon.status("one").pid) == ("\t".join([str(USER)] * 4), "0" * 16, "1")
 
 
-def mount_by_hand(point: Path) -> int:
-    """A new FUSE connection, mounted as a container's init helper or a CSI driver would; nobody has answered FUSE_INIT."""
-    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    options = f"fd={device},rootmode=40000,user_id={USER},group_id={USER},default_permissions,allow_other"
-    subprocess.run(["mount", "-i", "-t", "fuse.helper", "-o", options, "helper", str(point)], pass_fds=[device], check=True)
-    return device
-
-
 def test_a_descriptor_is_passed_in(daemon: DaemonOfRoot) -> None:
     point = daemon.path("one")
-    device = mount_by_hand(point)
+    device = mount_by_hand(point, USER)
     daemon.arguments, daemon.descriptors = ("--fuse-fd", f"one={device}"), (device,)
     daemon.start()
     os.close(device)
@@ -178,7 +170,7 @@ def test_a_descriptor_is_passed_in(daemon: DaemonOfRoot) -> None:
 
 def test_a_descriptor_is_received_over_a_socket(daemon: DaemonOfRoot) -> None:
     point = daemon.path("one")
-    device = mount_by_hand(point)
+    device = mount_by_hand(point, USER)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(daemon.home / "helper.sock"))
         listener.listen()

@@ -8,48 +8,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.mounted.conftest import directory_mount
 from tests.mounted.harness import Daemon
 from tests.mounted.kernel import eventually, processes_of
-
-NOBODY = 65534
-"""Has a name in /etc/passwd, which fusermount3 insists on."""
-
-ENTER = r"""
-set -e
-mount --make-rprivate /
-mknod -m 666 "$1/fuse" c 10 229
-mount --bind "$1/fuse" /dev/fuse
-shift
-exec setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all env "$@"
-"""
-
-AS_NOBODY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all", "env"]
-"""`env`, because setpriv itself still has root's rights when it looks for the program."""
-
-
-def python_for_users() -> str | None:
-    """An interpreter that an ordinary user may execute and that has what the daemon needs."""
-    version = sysconfig.get_python_version()
-    for candidate in (sys.executable, f"/usr/bin/python{version}"):
-        tried = subprocess.run(
-            [*AS_NOBODY, candidate, "-c", "import nbmountd, pyfuse3, trio"], env=environment(), capture_output=True, check=False
-        )
-        if tried.returncode == 0:
-            return candidate
-    return None
-
-
-def environment() -> dict[str, str]:
-    root = str(Path(__file__).parents[2])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)])}
+from tests.mounted.modes import AS_NOBODY, ENTER, NOBODY, environment, python_for_users
 
 
 class UserDaemon(Daemon):

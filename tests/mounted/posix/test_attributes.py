@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.posix.twins import Twins, moved_times, shape
+from tests.mounted.posix.twins import Twins, moved_times, owner, shape
 
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 AT_FDCWD, AT_SYMLINK_NOFOLLOW = -100, 0x100
@@ -45,9 +45,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "chmod 0444": lambda path: path.chmod(0o444),
     "chmod 06755": lambda path: path.chmod(0o6755),
     "fchmod 0711": lambda path: set_by_descriptor(path, os.O_RDONLY, lambda fd: os.fchmod(fd, 0o711)),
-    "chown to oneself": lambda path: os.chown(path, os.geteuid(), os.getegid()),
+    "chown to oneself": lambda path: os.chown(path, *owner(path)),
     "chown of nothing": lambda path: os.chown(path, -1, -1),
-    "lchown to oneself": lambda path: os.chown(path, os.geteuid(), -1, follow_symlinks=False),
+    "lchown to oneself": lambda path: os.chown(path, owner(path)[0], -1, follow_symlinks=False),
     "utimes": lambda path: os.utime(path, ns=(OLD, OLD + 1)),
     "futimes": lambda path: set_by_descriptor(path, os.O_RDONLY, lambda fd: os.utime(fd, ns=(OLD + 2, OLD + 3))),
     "mtime only": lambda path: utimensat(path, (0, UTIME_OMIT), (1_600_000_000, 5)),
@@ -159,7 +159,7 @@ OPERATIONS: dict[str, Callable[[Path], object]] = {
     "read": lambda path: path.read_bytes(),
     "chmod": lambda path: path.chmod(0o640),
     "chmod to the same": lambda path: path.chmod(0o644),
-    "chown to oneself": lambda path: os.chown(path, os.geteuid(), os.getegid()),
+    "chown to oneself": lambda path: os.chown(path, *owner(path)),
     "utimes": lambda path: os.utime(path, ns=(OLD, OLD)),
     "setxattr": lambda path: os.setxattr(path, "user.colour", b"blue"),
     "rename": lambda path: (path.rename(path.with_name("other")), path.with_name("other").rename(path)),
@@ -225,7 +225,7 @@ def test_root_keeps_suid_and_a_chown_takes_it_away_as_locally(twins: Twins) -> N
     def chown(place: Path) -> object:
         (place / "file").write_bytes(b"x")
         (place / "file").chmod(0o6755)
-        os.chown(place / "file", os.geteuid(), os.getegid())
+        os.chown(place / "file", *owner(place / "file"))
         return shape(place / "file")
 
     twins.same(chown)
@@ -238,7 +238,7 @@ def test_somebody_elses_ownership_is_refused_and_changes_nothing(twins: Twins) -
     before = shape(path)
 
     with pytest.raises(PermissionError):
-        os.chown(path, os.geteuid() + 1234, -1)
+        os.chown(path, owner(path)[0] + 1234, -1)
 
     assert shape(path) == before
 

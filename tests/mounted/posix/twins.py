@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from tests.mounted.modes import OWNER
+
 T = TypeVar("T")
 
 CLOCK_STEP = 0.012
@@ -66,12 +68,19 @@ class Twins:
         return found
 
 
-def shape(path: Path) -> tuple[object, ...]:
-    """What of a stat is the same everywhere: kind, mode, owner, size (of what has one), link count of what is no directory."""
+def owner(path: Path) -> tuple[int, int]:
+    """(uid, gid). A mount's files belong to whom its daemon works for, which need not be who tests it."""
     found = path.lstat()
+    return found.st_uid, found.st_gid
+
+
+def shape(path: Path) -> tuple[object, ...]:
+    """What of a stat is the same everywhere: kind, mode, whether it is ours, size and link count (of what is no directory)."""
+    found = path.lstat()
+    ours = owner(path) in (OWNER, (os.geteuid(), os.getegid()))
     if stat.S_ISDIR(found.st_mode):
-        return (oct(found.st_mode), found.st_uid, found.st_gid)
-    return (oct(found.st_mode), found.st_uid, found.st_gid, found.st_size, found.st_nlink)
+        return (oct(found.st_mode), ours)
+    return (oct(found.st_mode), ours, found.st_size, found.st_nlink)
 
 
 def tree(directory: Path) -> dict[str, object]:
