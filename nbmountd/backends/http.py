@@ -79,6 +79,13 @@ THROTTLED_WAIT = 60.0
 MAINTENANCE_WAIT = 20.0
 """Seconds after which a server in maintenance mode is asked again."""
 
+PROOF_LASTS = 2.0
+"""Seconds after an answer for which its credential is taken to be good still. After a pause one request goes ahead alone, so
+that of a password that was revoked meanwhile the server hears once."""
+
+PROOF_PATIENCE = 1.0
+"""Seconds to wait for that one request, with a credential that was good before."""
+
 CONNECT_TIMEOUT = 10.0
 """Seconds for a TCP connection; three tries of SYN fit in."""
 
@@ -181,6 +188,7 @@ class HTTPClient:
         self._credential = credential
         self._refused = refused
         self._proven: str | None = None
+        self._proven_at = float("-inf")
         self._alone = trio.Semaphore(1)
         self._probe = probe
         self._limiter = trio.CapacityLimiter(connections)
@@ -229,6 +237,8 @@ class HTTPClient:
                 body.rewind()
             header, answer = await self._authorized(what, call, large=not isinstance(body, bytes) and body is not None)
             if not self._refused(answer):
+                if header == self._proven and answer.status != 429 and answer.status < 500:
+                    self._proven_at = trio.current_time()
                 return answer
             self._credential.refuse(header)
             if self._proven == header:
@@ -243,25 +253,33 @@ class HTTPClient:
         eleven within half an hour, for everybody behind our address). The others wait for the head of its answer, which is
         soon there, and not for a body: a `large` one is not sent with a credential that a small question can prove.
         """
-        while (header := await self._credential.authorization()) != self._proven:
-            await self._alone.acquire()
+        while not self._is_proven(header := await self._credential.authorization()):
+            known = header == self._proven  # only not lately: an upload goes as it is, and nobody waits long for it
+            with trio.move_on_after(PROOF_PATIENCE if known else float("inf")) as waiting:
+                await self._alone.acquire()
+            if waiting.cancelled_caught:
+                break
             turn = _Turn(self._alone)
             with turn:
-                if await self._credential.authorization() != header or header == self._proven:
+                if await self._credential.authorization() != header or self._is_proven(header):
                     continue  # that was meanwhile
-                asking = self._probe() if self._probe is not None and large else None
+                asking = self._probe() if self._probe is not None and large and not known else None
                 send_it = call if asking is None else partial(_ask, asking)
                 answer = await self._exchange(what, send_it, header, partial(self._prove, header, turn))
                 if answer.status != 429 and answer.status < 500 and not self._refused(answer):
-                    self._proven = header
+                    self._proven, self._proven_at = header, trio.current_time()
                 if asking is None or self._refused(answer):
                     return header, answer
                 if self._proven != header:
                     return header, await self._exchange(what, call, header)
         return header, await self._exchange(what, call, header)
 
+    def _is_proven(self, header: str | None) -> bool:
+        """Whether the server has accepted it lately: else one request goes ahead."""
+        return header == self._proven and trio.current_time() - self._proven_at < PROOF_LASTS
+
     def _prove(self, header: str | None, turn: _Turn) -> None:
-        self._proven = header
+        self._proven, self._proven_at = header, trio.current_time()
         turn.end()
 
     async def _exchange(

@@ -203,14 +203,15 @@ class NextcloudShare(WebDAVShare):
         path = self._addresses.path(place, directory=before.kind is Kind.DIRECTORY)
         # A number in `lastmodified` is Nextcloud's way; `getlastmodified` is refused and a date is a server error there.
         second = max(attributes.mtime_ns // 10**9, FIRST_SECOND)
-        resources, answer = await self._client.proppatch(
+        stored, answer = await self._client.proppatch(
             path,
             '<?xml version="1.0" encoding="utf-8"?><d:propertyupdate xmlns:d="DAV:"><d:set><d:prop>'
             f"<d:lastmodified>{second}</d:lastmodified></d:prop></d:set></d:propertyupdate>".encode(),
+            DAV + "lastmodified",
         )
         if answer.status >= 300:
             raise error_of(answer, f"PROPPATCH {path}")
-        if not any(DAV + "lastmodified" in resource.properties for resource in resources):
+        if not stored:
             raise RemoteUnsupported(f"PROPPATCH {path}: the server does not let the time be set")
         after = await self._look_after(place)
         same = (before.kind, before.size, before.checksums) == (after.kind, after.size, after.checksums)

@@ -100,10 +100,10 @@ class WebDAVBackend:
         if habits.dead_properties is not None or self._read_only:
             return habits.dead_properties is not False
         path = self._addresses.path(Place())
-        resources, answer = await self._client.proppatch(path, PROBE_BODY)
+        kept, answer = await self._client.proppatch(path, PROBE_BODY, f"{NAMESPACE} probe")
         if answer.status in (401, 423, 429) or (answer.status >= 500 and answer.status not in (501, 507)):
             raise error_of(answer, f"PROPPATCH {path}")
-        return any(f"{NAMESPACE} probe" in resource.properties for resource in resources)
+        return kept
 
     # --- the verbs ---
 

@@ -76,11 +76,20 @@ class WebDAVClient:
             path += "/"
         return resources, answer
 
-    async def proppatch(self, path: str, body: bytes) -> tuple[list[Resource], Answer]:
-        """The resources of a multi-status answer; none of any other status."""
+    async def proppatch(self, path: str, body: bytes, name: str) -> tuple[bool, Answer]:
+        """Whether the property `name` ("NAMESPACE NAME"), which `body` sets or removes, was; and the answer, of any status.
+
+        lighttpd says 204 instead of a multi-status when all is done.
+        """
         resources: list[Resource] = []
+
+        def receive(incoming: Incoming) -> None:
+            if incoming.status != 204:
+                _parse_into(resources, incoming)
+
         headers = ["Depth: 0", "Content-Type: application/xml; charset=utf-8"]
-        return resources, await self._control("set_property", path, body, headers, partial(_parse_into, resources))
+        answer = await self._control("set_property", path, body, headers, receive)
+        return answer.status == 204 or any(name in resource.properties for resource in resources), answer
 
     async def mkcol(self, path: str) -> Answer:
         return await self._control("mkdir", path)

@@ -16,10 +16,12 @@ class Habits:
 
     name: str
     conditions: bool = False
-    """If-Match and If-None-Match: * are honoured on PUT and DELETE, `If` with a tagged list on MOVE.
+    """If-Match and If-None-Match: * are honoured on PUT and DELETE.
 
     No server tests and changes in one step: of two PUTs at the same moment on the same condition Apache carries out both.
     """
+    tagged_if: bool = False
+    """`If: <target> (["etag"])` is honoured on MOVE. WsgiDAV and sabre/dav 1.8 ignore it, lighttpd refuses any."""
     atomic_put: bool = False
     """A cut PUT leaves the old content."""
     move_if_match: bool = False
@@ -47,6 +49,7 @@ class Habits:
 APACHE = Habits(
     "Apache",
     conditions=True,
+    tagged_if=True,
     atomic_put=True,
     move_if_match=True,
     strong_versions=True,
@@ -55,7 +58,7 @@ APACHE = Habits(
     dead_properties=True,
     move_keeps_version=True,
 )
-LIGHTTPD = replace(APACHE, name="lighttpd", dead_properties=None, move_keeps_version=False)
+LIGHTTPD = replace(APACHE, name="lighttpd", tagged_if=False, dead_properties=None, move_keeps_version=False)
 NGINX = Habits("nginx", atomic_put=True, honest_mkcol=True, hides_dot_names=True)
 WSGIDAV = Habits(
     "WsgiDAV",
@@ -70,6 +73,7 @@ RCLONE = Habits("rclone", strong_versions=True, honest_move=True)
 NEXTCLOUD = Habits(
     "Nextcloud",
     conditions=True,
+    tagged_if=True,
     move_if_match=True,
     honest_mkcol=True,
     honest_move=True,

@@ -93,7 +93,7 @@ class RangeReceiver:
             if match is None or "content-encoding" in headers:
                 raise RemoteProtocolError(f"{self._what}: a partial answer without the range it is of")
             size = None if match[3] == "*" else int(match[3])
-            skip = 0
+            skip = self._start - int(match[1])  # sabre/dav 1.8 answers 0-0 with the whole file, and says so
         elif incoming.status == 200:
             match = None
             length = headers.get("content-length", "")
@@ -103,7 +103,7 @@ class RangeReceiver:
         else:
             raise RemoteProtocolError(f"{self._what}: status {incoming.status} for a range")
         self._check_version(incoming, size)
-        if match is not None and (int(match[1]), int(match[2])) != (self._start, self._stop - 1):
+        if match is not None and (skip < 0 or int(match[2]) < self._stop - 1):
             raise RemoteProtocolError(f"{self._what}: bytes {match[1]}-{match[2]} instead of {self._start}-{self._stop - 1}")
         if size is not None and size < self._stop:
             raise RemoteProtocolError(f"{self._what}: the file ends at {size}, before {self._stop}")

@@ -307,7 +307,7 @@ class WebDAVShare:
 
         if replaces is not None and directory and await self._holds_anything(target):
             raise RemoteExists(f"{target} is not empty")
-        if replaces is not None and (tag := self._conditions.tag(replaces)) is not None:
+        if replaces is not None and self.habits.tagged_if and (tag := self._conditions.tag(replaces)) is not None:
             headers["If"] = f'<{url}> (["{tag}"])'
         if version is None or directory:
             answer = await send({})
@@ -382,10 +382,10 @@ class WebDAVShare:
         path = self._addresses.path(place, directory=kind is Kind.DIRECTORY)
         smaller = bounded(overlay)
         for attempt in (smaller, replace(smaller, xattrs=None)) if smaller.xattrs else (smaller,):
-            resources, answer = await self._client.proppatch(path, update_body(attempt))
+            stored, answer = await self._client.proppatch(path, update_body(attempt), PROPERTY)
             if answer.status >= 300 and answer.status not in REFUSALS:
                 raise error_of(answer, f"PROPPATCH {path}")
-            if any(PROPERTY in resource.properties for resource in resources):
+            if stored:
                 if attempt.xattrs != overlay.xattrs:
                     log.info("the extended attributes of %s are too large for the server: they stay here", place)
                 return attempt
@@ -398,9 +398,9 @@ class WebDAVShare:
     # --- small parts ---
 
     async def _not_there(self, answer: Answer, place: Place, *, directory: bool = False) -> RemoteError:
-        """The error that `answer` to PROPFIND means. Below a file Apache answers 400 instead of 404."""
+        """The error that `answer` to PROPFIND means. Below a file Apache answers 400 instead of 404, lighttpd 403."""
         path = self._addresses.path(place, directory=directory)
-        if answer.status == 400 and place.path:
+        if answer.status in (400, 403) and place.path:
             above = place if directory else Place(place.path[:-1])
             if (await self.stat(above)).kind is not Kind.DIRECTORY:
                 return RemoteNotFound(f"{above} is no directory")

@@ -107,8 +107,8 @@ class FolderOutside:
         (self.root / path).write_bytes(content)
 
     def listdir(self, path: str) -> list[str]:
-        # Apache keeps dead properties in ".DAV", and shows it to nobody.
-        return sorted(child.name for child in (self.root / path).iterdir() if child.name != ".DAV")
+        # Apache keeps dead properties in ".DAV", sabre/dav in ".sabredav", and both show it to nobody.
+        return sorted(child.name for child in (self.root / path).iterdir() if child.name not in (".DAV", ".sabredav"))
 
     def mkdir(self, path: str) -> None:
         (self.root / path).mkdir()

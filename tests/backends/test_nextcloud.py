@@ -242,7 +242,7 @@ async def overwrite_through(
     return proxy.passed - begun, error, before, after, content
 
 
-async def test_an_overwrite_cut_anywhere_leaves_the_old_or_the_new_content(server: FakeNextcloud) -> None:
+async def test_an_overwrite_cut_anywhere_leaves_the_old_or_the_new_content_with_id_and_versions(server: FakeNextcloud) -> None:
     """At fifty points of all that goes to the server, and at three from which no answer comes back."""
     old, new = pattern(60_000), pattern(50_000)[::-1]
     whole, error, _, _, _ = await overwrite_through(server, "whole", float("inf"), old, new, answers=True)
@@ -256,6 +256,7 @@ async def test_an_overwrite_cut_anywhere_leaves_the_old_or_the_new_content(serve
 
             assert content in (old, new), f"cut after {budget} of {whole} bytes: {len(content)} bytes are left"
             assert after.id == before.id
+            assert server.versions(server.root / "cut" / name) == ([old] if content == new else [])
             if content == new and error is not None:
                 assert isinstance(error, RemoteError)
                 assert error.in_doubt, error

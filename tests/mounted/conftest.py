@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,16 @@ import pytest
 
 from nbmountd.control.schema import MountStatus
 from tests.mounted import harness
-from tests.servers import ApacheServer, NginxServer, ServerProcess, WsgiDAVServer
+from tests.servers import (
+    ApacheServer,
+    FakeNextcloud,
+    LighttpdServer,
+    NginxServer,
+    RcloneServer,
+    SabreServer,
+    ServerProcess,
+    WsgiDAVServer,
+)
 
 HANG_LIMIT = 150
 """Seconds after which every daemon of a test is killed: what waits in a dead mount cannot be ended in another way."""
@@ -117,35 +127,42 @@ def apache_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPr
         yield server
 
 
+OTHER_SERVERS: dict[str, type[ServerProcess]] = {
+    "nginx": NginxServer,
+    "wsgidav": WsgiDAVServer,
+    "lighttpd": LighttpdServer,
+    "sabre": SabreServer,
+    "rclone": RcloneServer,
+    "nextcloud": FakeNextcloud,
+}
+
+
 @pytest.fixture(scope="session")
-def over_three_servers(
+def over_all_servers(
     apache_server: ServerProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Rig]]:
-    """One daemon with a mount over each server, for all tests that need nothing special of them."""
+    """One daemon with a mount over each kind of server, for all tests that need nothing special of them."""
     base = tmp_path_factory.mktemp("servers")
-    with (
-        NginxServer(base / "nginx", base / "nginx-work") as nginx,
-        WsgiDAVServer(base / "wsgidav", base / "wsgidav-work") as wsgidav,
-    ):
-        own = apache_server.root / "shared-mount"
-        own.mkdir()
-        roots = {"apache": own, "nginx": nginx.root, "wsgidav": wsgidav.root}
-        mounts = {
-            "apache": webdav_mount(apache_server, "shared-mount/"),
-            "nginx": webdav_mount(nginx),
-            "wsgidav": webdav_mount(wsgidav),
-        }
+    own = apache_server.root / "shared-mount"
+    own.mkdir()
+    roots = {"apache": own}
+    mounts = {"apache": webdav_mount(apache_server, "shared-mount/")}
+    with ExitStack() as stack:
+        for name, kind in OTHER_SERVERS.items():
+            server = stack.enter_context(kind(base / name, base / f"{name}-work"))
+            roots[name] = server.root
+            mounts[name] = webdav_mount(server)
         with harness.daemon_over(mounts) as daemon:
             yield {name: Rig(daemon, name, daemon.path(name), roots[name]) for name in mounts}
 
 
-@pytest.fixture(scope="session", params=["apache", "nginx", "wsgidav"])
-def webdav(over_three_servers: dict[str, Rig], request: pytest.FixtureRequest) -> Rig:
-    """A mount over each of the three servers in turn."""
-    return over_three_servers[request.param]
+@pytest.fixture(scope="session", params=["apache", *OTHER_SERVERS])
+def webdav(over_all_servers: dict[str, Rig], request: pytest.FixtureRequest) -> Rig:
+    """A mount over each kind of server in turn."""
+    return over_all_servers[request.param]
 
 
 @pytest.fixture(scope="session")
-def apache(over_three_servers: dict[str, Rig]) -> Rig:
+def apache(over_all_servers: dict[str, Rig]) -> Rig:
     """The mount over Apache."""
-    return over_three_servers["apache"]
+    return over_all_servers["apache"]

@@ -79,8 +79,12 @@ def drop_pages(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+OF_SERVERS = (".DAV", ".sabredav")
+"""Where Apache and sabre/dav keep properties; they show them to nobody."""
+
+
 def listed(directory: Path) -> list[str]:
-    """The names in a directory, sorted, but for `.DAV`: Apache keeps properties there and shows it to nobody."""
+    """The names in a directory, sorted, but for OF_SERVERS."""
     return sorted(entries_of(directory))
 
 
@@ -111,7 +115,7 @@ def same_tree(left: Path, right: Path) -> list[str]:
 
 
 def entries_of(directory: Path) -> dict[str, Path]:
-    return {entry.name: entry for entry in directory.iterdir() if entry.name != ".DAV"}
+    return {entry.name: entry for entry in directory.iterdir() if entry.name not in OF_SERVERS}
 
 
 def kind_of(path: Path) -> int:

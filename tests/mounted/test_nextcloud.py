@@ -188,3 +188,42 @@ def test_a_wrong_password_is_sent_once_and_status_says_what_to_do(server: FakeNe
 
     assert str(password) in str(status)
     assert len(refused) == 1
+
+
+@pytest.mark.expects_log("credential|401|unauthenticated|password")
+def test_after_a_revoked_password_exactly_one_request_fails_and_nothing_is_lost(
+    server: FakeNextcloud, tmp_path: Path
+) -> None:
+    """Eleven refused log-ins, and the site is closed to everybody behind our address. What was under way when the password was
+    revoked is refused as well, at most 8 requests; here there is nothing."""
+    password = tmp_path / "password"
+    password.write_text(server.password)
+    keys = {**mount_keys(server), "password_file": str(password), "freshness": 60.0, "write_back_delay": 0.1}
+    del keys["password"]
+    server.hook()
+    (server.root / "revoked").mkdir()
+    (server.root / "revoked" / "there").write_text("cached")
+    with daemon_over({"cloud": keys}) as daemon:
+        folder = daemon.path("cloud") / "revoked"
+        assert (folder / "there").read_text() == "cached"
+        server.clear_requests()
+        time.sleep(2.1)  # a mount that is in use and quiet (http.PROOF_LASTS)
+        server.hook(passwords=["new"])
+        for number in range(13):  # each of them wants to be sent, by several workers
+            (folder / f"unsent {number}").write_text("kept")
+        status = daemon.wait_for_state("cloud", "unauthenticated")
+        for number in range(13):
+            assert (folder / "there").read_text() == "cached"
+            (folder / f"more {number}").write_text("kept")
+            daemon.ctl("refresh", str(folder))
+        said = daemon.ctl("status").stdout
+        refused = [line for line in server.every_request() if line.endswith((" 401", " 429"))]
+        password.write_text("new")
+        daemon.wait_for_state("cloud", "live")
+        daemon.sync(folder)
+        server.hook()
+
+    assert len(refused) == 1, refused
+    assert str(password) in str(status)
+    assert "write a valid one to" in " ".join(said.split()), said
+    assert len(os.listdir(server.root / "revoked")) == 27

@@ -6,23 +6,29 @@
 - OC-Checksum is stored unverified and vanishes at an overwrite without one; X-OC-Mtime below a day fails after storing.
 - Ten wrong passwords within the life of the server, and everybody gets 429 without Retry-After.
 - GET has no Content-Length; log-ins set a cookie; listings have pages on request.
+- Properties of others are kept by path: MOVE and DELETE of a folder forget about what is below it.
+- What an overwrite replaces is kept as a version of that file id: `FakeNextcloud.versions`.
+- Log-in Flow v2: `FakeNextcloud.grant` is the person who agrees in the browser.
 
 `FakeNextcloud.hook(...)` sets faults, all of them off by default:
 
 delay        seconds before each answer                   maintenance   503, ServerMaintenanceMode, no Retry-After
 lose         {"MOVE": 1}: so many are done, not answered   refuse        {"PUT": [503, 2]}: so many get that status, undone
 quota        bytes left                                   assembling    seconds a MOVE of `.file` takes; 423 meanwhile
-forget_pages the second page begins a listing anew
+forget_pages the second page begins a listing anew          alone         nobody changes the files but through us: faster
+passwords    those that count from now on                  permissions   {"name": "RG"}: oc:permissions of that file or folder
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import sys
@@ -71,6 +77,19 @@ if __package__:
             connection.getresponse().read()
             connection.close()
 
+        def versions(self, path: Path) -> list[bytes]:
+            """The contents that a file had before, oldest first."""
+            kept = self.work / "versions" / str(path.stat().st_ino)
+            return [each.read_bytes() for each in sorted(kept.iterdir())] if kept.exists() else []
+
+        def grant(self, login_page: str) -> int:
+            """A person follows the link of a log-in flow and agrees; the status of the answer."""
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+            connection.request("GET", urlsplit(login_page).path)
+            status = connection.getresponse().status
+            connection.close()
+            return status
+
         def every_request(self) -> list[str]:
             """Like `requests`, of all paths."""
             return [line for line in self.log.read_text("utf-8", "replace").splitlines() if not line.startswith("POST")]
@@ -92,6 +111,11 @@ class State:
         self.assembling: set[Path] = set()
         self.pages: dict[str, list[str]] = {}
         self.failures = 0
+        self.properties: dict[Path, dict[str, str]] = {}
+        self.versions = Path(settings["work"]) / "versions"
+        self.flows: dict[str, bool] = {}
+        """Poll token -> whether somebody has agreed."""
+        self.app_passwords: list[str] = []
 
     def touched(self, path: Path) -> None:
         """All folders above get another ETag."""
@@ -104,7 +128,7 @@ class State:
         status = path.stat()
         if not path.is_dir():
             return hashlib.md5(f"{int(status.st_mtime)} {status.st_ino} {status.st_size}".encode()).hexdigest()
-        below = sorted(f"{child.name} {self.etag(child)}" for child in path.iterdir())
+        below = 0 if self.hooks.get("alone") else _fingerprint(str(path))
         return hashlib.md5(f"{self.changes.get(path, 0)} {status.st_ino} {below}".encode()).hexdigest()[:13]
 
     def checksum(self, path: Path) -> str:
@@ -116,8 +140,26 @@ class State:
         status = path.stat()
         self.checksums[status.st_ino] = (text, status.st_size, int(status.st_mtime))
 
+    def keep_version(self, path: Path) -> None:
+        """Keeps the content as it is before an overwrite."""
+        kept = self.versions / str(path.stat().st_ino)
+        kept.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, kept / f"{time.time_ns():020}")
+
     def used(self) -> int:
         return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+
+
+def _fingerprint(directory: str) -> int:
+    """Changes with anything below the directory, by whomever."""
+    found = 0
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            status = entry.stat(follow_symlinks=False)
+            found ^= hash((entry.name, status.st_ino, status.st_size, int(status.st_mtime)))
+            if entry.is_dir(follow_symlinks=False):
+                found ^= hash((entry.name, _fingerprint(entry.path)))
+    return found
 
 
 class Refused(Exception):
@@ -145,7 +187,11 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(state.hooks.get("delay", 0))
         try:
             if path == "/status.php":
-                self.answer(200, b'{"installed":true,"maintenance":false,"productname":"Nextcloud"}')
+                maintenance = str(bool(state.hooks.get("maintenance"))).lower().encode()
+                self.answer(200, b'{"installed":true,"maintenance":%b,"productname":"Nextcloud"}' % maintenance)
+                return
+            if path.startswith("/index.php/login/v2"):
+                self.login_flow(path)
                 return
             if self.command != "OPTIONS":
                 self.check_login()
@@ -188,10 +234,33 @@ class Handler(BaseHTTPRequestHandler):
         state = self.state
         if state.failures > MOST_FAILURES and "oc_session" not in self.headers.get("Cookie", ""):
             raise Refused(429)
-        expected = base64.b64encode(f"{state.user}:{state.password}".encode()).decode()
-        if self.headers.get("Authorization") != f"Basic {expected}":
+        passwords = state.hooks.get("passwords", [state.password, *state.app_passwords])
+        expected = [base64.b64encode(f"{state.user}:{each}".encode()).decode() for each in passwords]
+        if self.headers.get("Authorization", "").removeprefix("Basic ") not in expected:
             state.failures += 1
             raise Refused(401)
+
+    def login_flow(self, path: str) -> None:
+        """Log-in Flow v2: begin, the page for the person, and the program that polls (404 until she has agreed)."""
+        state, origin = self.state, f"http://{self.headers['Host']}"
+        if path == "/index.php/login/v2" and self.command == "POST":
+            token = secrets.token_hex(32)
+            state.flows[token] = False
+            poll = {"token": token, "endpoint": f"{origin}/index.php/login/v2/poll"}
+            self.answer(200, json.dumps({"poll": poll, "login": f"{origin}/index.php/login/v2/flow/{token}"}).encode())
+        elif path == "/index.php/login/v2/poll" and self.command == "POST":
+            token = unquote(self.body().decode().partition("token=")[2])
+            if not state.flows.get(token):
+                raise Refused(404)
+            del state.flows[token]  # it is told once
+            state.app_passwords.append(secrets.token_urlsafe(24))
+            told = {"server": origin, "loginName": state.user, "appPassword": state.app_passwords[-1]}
+            self.answer(200, json.dumps(told).encode())
+        elif path.rpartition("/")[2] in state.flows:
+            state.flows[path.rpartition("/")[2]] = True
+            self.answer(200, b"granted")
+        else:
+            raise Refused(404)
 
     def place(self, path: str) -> Path:
         names = [name for name in unquote(path, errors="surrogateescape").split("/") if name]
@@ -257,12 +326,16 @@ class Handler(BaseHTTPRequestHandler):
             DAV + "quota-used-bytes": str(state.used()) if folder else None,
             DAV + "quota-available-bytes": str(state.hooks.get("quota", -3)) if folder else None,
             OC + "fileid": str(status.st_ino),
-            OC + "permissions": "RGDNVCK" if folder else "RGDNVW",
+            OC + "permissions": state.hooks.get("permissions", {}).get(path.name, "RGDNVCK" if folder else "RGDNVW"),
             OC + "checksums": f"<oc:checksum>{state.checksum(path)}</oc:checksum>" if state.checksum(path) else None,
         }
         found = missing = ""
         for name in wanted:
             short = name.replace(DAV, "d:").replace(OC, "oc:")
+            if (kept := state.properties.get(path, {}).get(name)) is not None:
+                space, _, local = name[1:].partition("}")
+                found += f'<x:{local} xmlns:x="{escape(space)}">{escape(kept)}</x:{local}>'
+                continue
             if (value := values.get(name)) is not None:
                 found += f"<{short}>{value}</{short}>"
             elif not short.startswith("{"):
@@ -304,23 +377,34 @@ class Handler(BaseHTTPRequestHandler):
             return
         if path in self.state.assembling:
             raise Refused(423)
-        with self.state.lock:
-            content, etag, checksum = path.read_bytes(), self.state.etag(path), self.state.checksum(path)
+        with self.state.lock, contextlib.ExitStack() as stack:
+            file = stack.enter_context(path.open("rb"))
+            etag, checksum, size = self.state.etag(path), self.state.checksum(path), path.stat().st_size
             modified = formatdate(int(path.stat().st_mtime), usegmt=True)
+            closing = stack.pop_all()
         if self.headers.get("If-Match", f'"{etag}"') != f'"{etag}"':
             raise Refused(412)
         headers = {"ETag": f'"{etag}"', "OC-ETag": f'"{etag}"', "Last-Modified": modified, "Transfer-Encoding": "chunked"}
         if checksum:
             headers["OC-Checksum"] = checksum
-        status = 200
-        if match := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
-            start, stop = int(match[1]), min(int(match[2]) + 1, len(content))
-            if start >= len(content):
-                raise Refused(416)
-            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
-            content, status = content[start:stop], 206
-        frame = b"%x\r\n%b\r\n" % (len(content), content) if content else b""
-        self.answer(status, frame + b"0\r\n\r\n", headers)
+        status, start, stop = 200, 0, size
+        with closing:
+            if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+                start, stop, status = int(match[1]), min(int(match[2] or size) + 1, size), 206
+                if start >= size:
+                    raise Refused(416)
+                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+            self.answer(status, b"", headers)
+            # An overwrite of ours writes in place, as Nextcloud does: its readers may get a mixture.
+            while start < stop and (count := min(stop - start, 1 << 20)):
+                self.wfile.write(b"%x\r\n" % count)
+                sent = self.connection.sendfile(file, start, count)
+                self.wfile.write(b"\r\n")
+                if sent < count:
+                    self.close_connection = True
+                    return
+                start += count
+            self.wfile.write(b"0\r\n\r\n")
 
     def do_file_put(self, path: Path) -> None:
         state = self.state
@@ -342,6 +426,8 @@ class Handler(BaseHTTPRequestHandler):
         size = self.left
         if size > state.hooks.get("quota", size):
             raise Refused(507)
+        if exists:
+            state.keep_version(path)
         target = path if exists else state.uploads / f"part-{time.time_ns()}"
         with target.open("r+b" if exists else "wb") as file:
             file.truncate(0)
@@ -394,6 +480,7 @@ class Handler(BaseHTTPRequestHandler):
             shutil.rmtree(path)
         else:
             path.unlink()
+        self.state.properties.pop(path, None)
         self.state.touched(path)
         self.answer(204)
 
@@ -410,6 +497,9 @@ class Handler(BaseHTTPRequestHandler):
             if target.is_dir():
                 shutil.rmtree(target)
             path.rename(target)
+            self.state.properties.pop(target, None)
+            if (kept := self.state.properties.pop(path, None)) is not None:
+                self.state.properties[target] = kept
             self.state.touched(path)
             self.state.touched(target)
         self.answer(204 if existed else 201)
@@ -446,9 +536,20 @@ class Handler(BaseHTTPRequestHandler):
                     self.state.keep_checksum(path, checksum)
                 self.state.touched(path)
                 found += "<d:lastmodified/>"
-            else:
+            elif element.tag.startswith(DAV):
                 missing += "<d:getlastmodified/>"
+            else:
+                self.state.properties.setdefault(path, {})[element.tag] = element.text or ""
+                found += self.empty(element.tag)
+        for element in root.iterfind(f"{DAV}remove/{DAV}prop/*"):
+            self.state.properties.get(path, {}).pop(element.tag, None)
+            found += self.empty(element.tag)
         self.multistatus([self.response(self.href(path, self.state.root), found, missing)])
+
+    @staticmethod
+    def empty(tag: str) -> str:
+        space, _, local = tag[1:].partition("}")
+        return f'<x:{local} xmlns:x="{escape(space)}"/>'
 
     # --- uploads ---
 
@@ -518,6 +619,8 @@ class Handler(BaseHTTPRequestHandler):
             state.assembling.add(target)
         time.sleep(state.hooks.get("assembling", 0))
         with state.lock:
+            if existed:
+                state.keep_version(target)
             with target.open("r+b" if existed else "wb") as file:
                 file.truncate(0)
                 for chunk in chunks:
