@@ -20,13 +20,17 @@ from nbmountd.backends.policy import PolicyBackend
 from nbmountd.config import MountConfig
 from nbmountd.control import schema
 from nbmountd.disk.database import Node
-from nbmountd.errors import NotFound
+from nbmountd.errors import NotFound, RemoteError
 from nbmountd.fs.filesystem import FileSystem
 from nbmountd.fs.resolve import conflicts, resolve
 from nbmountd.log import configure
 from nbmountd.model import Health, Kind
 from nbmountd.sync.engine import Engine
 from nbmountd.units import show_size
+
+DESCRIBED_WITHIN = 10.0
+"""Seconds that `explain` waits for the remote."""
+LONGEST_DETAIL = 2000
 
 
 class Watched(Protocol):
@@ -85,7 +89,8 @@ class Answers:
             await self._fs.nodes.kernel.wait_told()
             yield schema.Done()
         elif isinstance(request, schema.Explain):
-            yield schema.ExplainReply(fields=tuple(self._explain(request.path)))
+            fields = self._explain(request.path)
+            yield schema.ExplainReply(fields=(*fields, *await self._described(self._node(request.path))))
         elif isinstance(request, schema.Conflicts):
             if request.keep is not None and request.path is not None:
                 await resolve(self._fs, self._node(request.path), request.keep)
@@ -201,6 +206,19 @@ class Answers:
         if failure is not None:
             fields.append(("last error", f"{failure.error} (attempt {failure.attempts})"))
         return fields
+
+    async def _described(self, node: Node) -> list[tuple[str, str]]:
+        """What the remote says of it now, and why if it does not."""
+        if node.base_parent is None:
+            return []
+        try:
+            with trio.fail_after(DESCRIBED_WITHIN):
+                told = await self._backend.describe(self._fs.nodes.place(node))
+        except trio.TooSlowError:
+            return [("asked now", f"no answer in {DESCRIBED_WITHIN:g} s")]
+        except RemoteError as exc:
+            return [("asked now", f"no answer: {exc}")]
+        return [(name, value[:LONGEST_DETAIL]) for name, value in told.items()]
 
     def _conflicts(self, path: str | None = None) -> list[schema.Conflict]:
         """All, or those of the file at `path` and below."""

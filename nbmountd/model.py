@@ -115,6 +115,9 @@ class Capabilities:
     mtime_granularity_ns: int = 1_000_000_000
     native_symlinks: bool = False
     native_xattrs: bool = False
+    told_attributes: tuple[str, ...] = ()
+    """Names of read-only extended attributes that are asked of the remote when a program reads one by its name. No program
+    is told of them in a list: a copy with all attributes would ask for each, and asking for some does something."""
     change_feed: bool = False
     """`changes` exists."""
     propagating_versions: bool = False

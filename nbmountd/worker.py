@@ -173,6 +173,7 @@ async def _serve(start: WorkerStart) -> None:
         away=lambda: backend.health in (Health.OFFLINE, Health.UNAUTHENTICATED),
     )  # fmt: skip
     fs.sync = engine
+    fs.tell = backend.tell
     operations = Operations(fs, deadline=mount.request_deadline)
     _load_capabilities(nodes)
     fs.take_over()

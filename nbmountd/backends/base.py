@@ -10,9 +10,9 @@ What changes something and got no answer raises with `in_doubt=True`; the caller
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from nbmountd.model import Attributes, Capabilities, Entry, Kind, Place, Quota, Version
 
@@ -67,6 +67,17 @@ class Change:
     """Something below `place` is, or may be, different. `place.path == ()` means anything may be."""
 
     place: Place
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """What a backend offers beside the contract if it knows more of an object than an entry holds."""
+
+    async def tell(self, place: Place, name: str) -> bytes:
+        """The value of `name`, one of `capabilities.told_attributes`, asked now. RemoteUnsupported: not of this object."""
+
+    async def describe(self, place: Place) -> Mapping[str, str]:
+        """What a person may want to know of the object at `place`, asked now, as names and texts of one line."""
 
 
 class Backend(Protocol):

@@ -28,6 +28,7 @@ from nbmountd.backends.d4science_names import MAX_NAME_BYTES, encode
 from nbmountd.backends.d4science_places import VRE_FOLDERS, Places
 from nbmountd.backends.d4science_read import Download
 from nbmountd.backends.d4science_token import credential_of, secret_for
+from nbmountd.backends.d4science_told import Told
 from nbmountd.backends.d4science_upload import BytesInMemory, Uploads
 from nbmountd.backends.http import HTTPClient, HTTPStatistics
 from nbmountd.config import D4ScienceOptions
@@ -78,6 +79,7 @@ class D4ScienceBackend:
         self._hub = StorageHub(self._http, options.url)
         self._places = Places(self._hub, options.vre_folders)
         self._changes = Changes(self._hub)
+        self._told = Told(self._hub, self._places)
         self._ranged = options.ranged_reads
         self._uploads = Uploads(
             self._hub, self._places, self._changes, takes_metadata=options.attributes == "metadata"
@@ -130,6 +132,7 @@ class D4ScienceBackend:
             native_mode=self._uploads.takes_metadata,
             native_mtime=self._uploads.takes_metadata,
             mtime_granularity_ns=1,
+            told_attributes=self._told.names,
             max_name_bytes=MAX_NAME_BYTES,
             connections=self._options.connections,
         )
@@ -183,13 +186,11 @@ class D4ScienceBackend:
             if download.ranged is not None and self._options.ranged_reads is None:
                 self._ranged = download.ranged
 
-    async def versions(self, place: Place) -> Sequence[Mapping[str, object]]:
-        """What the server keeps of the file: each version's `name`, `created` (ms since 1970) and `current`."""
-        return await self._hub.versions((await self._places.find(place)).id)
+    async def tell(self, place: Place, name: str) -> bytes:
+        return await self._told.tell(place, name)
 
-    async def public_link(self, place: Place) -> str:
-        """A URL with which anybody can download the file. Asking for it makes it."""
-        return await self._hub.public_link((await self._places.find(place)).id)
+    async def describe(self, place: Place) -> Mapping[str, str]:
+        return await self._told.describe(place)
 
     # --- changing ---
 

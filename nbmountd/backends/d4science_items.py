@@ -212,7 +212,7 @@ def entry_of(item: Item, name: str, *, writable: bool = True) -> Entry:
         Attributes(mode=_mode(item), mtime_ns=_mtime_ns(item)),
         writable=writable,
         removable=writable and not item.is_share,
-        details=_details(item),
+        details=details_of(item),
     )
 
 
@@ -247,7 +247,7 @@ def _mode(item: Item) -> int | None:
     return None
 
 
-def _details(item: Item) -> Mapping[str, str]:
+def details_of(item: Item) -> Mapping[str, str]:
     """What `explain` shows."""
     details = {
         "id": item.id,

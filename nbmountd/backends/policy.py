@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,9 +24,9 @@ from typing import TypeVar
 
 import trio
 
-from nbmountd.backends.base import Backend, Body, Change, Piece, Sink, Ticket
+from nbmountd.backends.base import Backend, Body, Change, Piece, Sink, Telling, Ticket
 from nbmountd.backends.health import Event, HealthState
-from nbmountd.errors import RemoteError, RemoteTimeout, RemoteUnavailable, Unauthenticated
+from nbmountd.errors import RemoteError, RemoteTimeout, RemoteUnavailable, RemoteUnsupported, Unauthenticated
 from nbmountd.model import Attributes, Capabilities, Entry, Health, Kind, Place, Quota, Version
 
 logger = logging.getLogger(__name__)
@@ -298,6 +298,17 @@ class PolicyBackend:
         return await self._change(
             "set_attributes", partial(self._backend.set_attributes, place, attributes, kind=kind)
         )
+
+    async def tell(self, place: Place, name: str) -> bytes:
+        if not isinstance(self._backend, Telling):
+            raise RemoteUnsupported("this remote has nothing to tell beside the file")
+        return await self._look("tell", partial(self._backend.tell, place, name))
+
+    async def describe(self, place: Place) -> Mapping[str, str]:
+        """What the backend tells a person of the object; from one that tells nothing special, the details of its entry."""
+        if isinstance(self._backend, Telling):
+            return await self._look("describe", partial(self._backend.describe, place))
+        return (await self.stat(place)).details
 
     def changes(self) -> AsyncIterator[Change]:
         """The backend's own feed: no deadline, no retry, no connection counted."""

@@ -2,13 +2,15 @@
 
 It is tested without a kernel. It knows neither FUSE nor a protocol: names come in as `str`, answers go out as `Node`s,
 errors as `LocalError` and `RemoteError`. No verb waits for the remote but lookup, readdir and open of a directory (one
-listing, bounded), read of bytes that are not here (bounded), and fsync or close where the mount's `durability` says so.
+listing, bounded), read of bytes that are not here and of attributes that only it knows (bounded), and fsync or close
+where the mount's `durability` says so.
 """
 
 from __future__ import annotations
 
 import stat
 from bisect import bisect_right
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -35,13 +37,14 @@ from nbmountd.errors import (
     NotSupported,
     ReadOnlyMount,
     RemoteError,
+    RemoteUnsupported,
     StaleFile,
 )
 from nbmountd.fs.nodes import UNSENT_MODE, UNSENT_MTIME, UNSENT_XATTRS, Nodes
 from nbmountd.fs.reads import Reads
 from nbmountd.fs.refresh import Refresh
 from nbmountd.fs.repeats import Repeats
-from nbmountd.model import ROOT_INODE, FileState, Kind, Quota
+from nbmountd.model import ROOT_INODE, FileState, Kind, Place, Quota
 
 STATE_ATTRIBUTE = "user.nbmountd.state"
 LARGEST_XATTR = 64 * 2**10
@@ -88,6 +91,8 @@ class FileSystem:
         self.quota_wanted = trio.Event()
         """Set when the remote's quota is to be asked for anew, soon."""
         self.sync: Sync | None = None
+        self.tell: Callable[[Place, str], Awaitable[bytes]] | None = None
+        """Asks the remote for one of `capabilities.told_attributes`."""
         self.repeats = Repeats(nodes.database, resumed=False) if repeats is None else repeats
         self.config = nodes.config
         self._snapshots: dict[int, tuple[list[Node], list[int]]] = {}
@@ -405,6 +410,18 @@ class FileSystem:
             raise NoAttribute(name)
         return value
 
+    async def read_xattr(self, ino: int, name: str) -> bytes:
+        """As `get_xattr`; what only the remote knows is asked there, now. Raises RemoteError for that."""
+        if name not in self.nodes.capabilities.told_attributes or self.tell is None:
+            return self.get_xattr(ino, name)
+        node = self.nodes.get(ino)
+        if node.base_parent is None:
+            raise NoAttribute(name)  # the remote has no such file
+        try:
+            return await self.tell(self.nodes.place(node), name)
+        except RemoteUnsupported as exc:
+            raise NoAttribute(name) from exc
+
     def list_xattrs(self, ino: int) -> list[str]:
         return list(self.nodes.get(ino).xattrs)
 
@@ -424,7 +441,7 @@ class FileSystem:
 
     def _check_xattr(self, name: str) -> None:
         self._check_writable()
-        if name.startswith("user.nbmountd."):
+        if name.startswith("user.nbmountd.") or name in self.nodes.capabilities.told_attributes:
             raise NotPermitted(name)
         if name == "user.":
             raise InvalidArgument(name)

@@ -293,7 +293,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     @_guarded
     async def getxattr(self, ino: int, name: bytes, ctx: Any) -> bytes:
-        return self.fs.get_xattr(ino, os.fsdecode(name))
+        return await self.fs.read_xattr(ino, os.fsdecode(name))
 
     @_guarded
     async def listxattr(self, ino: int, ctx: Any) -> list[bytes]:

@@ -29,6 +29,7 @@ from nbmountd.backends.d4science_answers import failure
 from nbmountd.backends.d4science_items import parse_list, shown_names
 from nbmountd.backends.d4science_names import decode, encode
 from nbmountd.backends.d4science_token import ExpiringSecret, expiry
+from nbmountd.backends.d4science_told import version_lines
 from nbmountd.backends.http import Answer
 from nbmountd.backends.policy import PolicyBackend
 from nbmountd.config import D4ScienceOptions
@@ -949,12 +950,39 @@ async def test_times_kept_here_only_cost_no_request(newer: D4ScienceServer, toke
 
 async def test_versions_and_public_links_can_be_asked_for(server: D4ScienceServer, token_file: Path) -> None:
     user = server.new_user()
+    user.mkdir("folder")
     async with mounted(server, user, token_file) as backend:
+        names = (await backend.connect()).told_attributes
         first = await upload(backend, free("file"), b"1")
         second = await upload(backend, at(first), b"2", first.version)
+        asked = len(server.lines(user.name))
+        told = {name: (await backend.tell(at(second), f"user.d4science.{name}")).decode() for name in ("id", "owner", "shared")}
+        links = [line for line in server.lines(user.name)[asked:] if "publiclink" in line]
+        versions = (await backend.tell(at(second), "user.d4science.versions")).decode().split("\n")
+        link = (await backend.tell(at(second), "user.d4science.publiclink")).decode()
+        described = await backend.describe(at(second))
+        for name in ("user.d4science.versions", "user.d4science.publiclink"):
+            with pytest.raises(RemoteUnsupported):
+                await backend.tell(free("folder"), name)
 
-        assert [each["current"] for each in await backend.versions(at(second))] == [False, True]
-        assert (await backend.public_link(at(second))).startswith("http://")
+    assert {f"user.d4science.{name}" for name in ("id", "owner", "shared", "versions", "publiclink")} == set(names)
+    assert told == {"id": second.id, "owner": user.name, "shared": "no"}
+    assert not links, "a link is made by asking for it"
+    assert [line.endswith(" current") for line in versions] == [False, True]
+    assert link.startswith("http://")
+    assert (described["id"], described["owner"]) == (second.id, user.name)
+    assert len(described["versions"].split("; ")) == 2
+
+
+def test_versions_that_make_no_sense_are_left_out_and_what_is_told_is_one_line_each() -> None:
+    told: list[dict[str, object]] = [
+        {"name": "1.1", "created": 1_700_000_001_000, "current": True}, {"name": "1.0", "created": 1_700_000_000_000},
+        {"name": "a\nb", "created": -1}, {"name": 5}, {},
+    ]  # fmt: skip
+
+    lines = version_lines(told)
+
+    assert lines == ["a?b ?", "1.0 2023-11-14T22:13:20Z", "1.1 2023-11-14T22:13:21Z current"]
 
 
 # --- errors ------------------------------------------------------------------------------------------------------------

@@ -6,9 +6,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -327,6 +329,71 @@ def test_a_removal_that_was_answered_and_not_done_is_noticed(either: Workspace) 
     assert len(either.changes("DELETE")) - before == 2
 
 
+# --- what the server tells beside the bytes ------------------------------------------------------------------------------
+
+
+def test_versions_and_public_links_are_read_only_attributes_and_explain_tells_the_rest(either: Workspace) -> None:
+    file = either.mount / "a.txt"
+    for text in ("one", "two"):
+        file.write_text(text)
+        either.sync()
+    (either.mount / "here-only.txt").touch()
+
+    def attribute(name: str) -> str:
+        return os.getxattr(file, f"user.d4science.{name}").decode()
+
+    listed = os.listxattr(file)
+    item = either.user.item((either.root / "a.txt").wire)
+    link = attribute("publiclink")
+    with urllib.request.urlopen(link, timeout=60) as answer:
+        assert answer.read() == b"two"
+    assert (attribute("id"), attribute("owner"), attribute("shared")) == (item["id"], either.user.name, "no")
+    assert [line.endswith("current") for line in attribute("versions").split("\n")] == [False, True]
+    assert listed == [], "a copy with all attributes must not make a link of each file"
+    refusals = []
+    for name, path in (("publiclink", either.mount), ("versions", either.mount / "here-only.txt"), ("other", file)):
+        with pytest.raises(OSError) as refused:
+            os.getxattr(path, f"user.d4science.{name}")
+        refusals.append(refused.value.errno)
+    assert set(refusals) == {errno.ENODATA}
+    with pytest.raises(PermissionError):
+        os.setxattr(file, "user.d4science.owner", b"somebody else")
+
+    told = dict(line.split(maxsplit=1) for line in either.daemon.ctl("explain", str(file)).stdout.splitlines())
+    assert (told["id"], told["owner"]) == (item["id"], either.user.name)
+    assert len(told["versions"].split("; ")) == 2
+
+
+@pytest.mark.expects_log("degraded", "offline")
+def test_what_the_server_does_not_tell_in_time_is_an_error_and_not_a_hang(tmp_path: Path) -> None:
+    with mounted(tmp_path, "2.x", request_deadline=0.5) as workspaces:
+        workspace = workspaces["2.x"]
+        workspace.server.hook(pattern="versions", action="delay", seconds=120, times=100, user=workspace.user.name)
+
+        with pytest.raises(OSError) as refused:
+            os.getxattr(workspace.mount / "readme.txt", "user.d4science.versions")
+        explained = workspace.daemon.ctl("explain", str(workspace.mount / "readme.txt"))
+
+        assert refused.value.errno in (errno.ETIMEDOUT, errno.EIO)
+        assert explained.returncode == 0
+        assert "no answer" in explained.stdout
+        workspace.server.release()
+
+
+def test_a_vre_folder_has_a_readable_name_and_is_there_once(either: Workspace) -> None:
+    members = {either.user.name: "WRITE_ALL"}
+    title = f"Ocean Lab {either.mount.name}"
+    either.server.share("vre", title, either.user.name, members, context="/d4science.research-infrastructures.eu/Ocean")
+    either.daemon.refresh(either.top)
+
+    (either.top / "VREFolders" / title / "notes.txt").write_text("for all")
+    either.sync()
+
+    assert [str(path.parent.relative_to(either.top)) for path in either.top.rglob("notes.txt")] == [f"VREFolders/{title}"]
+    explained = either.daemon.ctl("explain", str(either.top / "VREFolders" / title)).stdout
+    assert re.search(r"^shared +yes$", explained, re.MULTILINE)
+
+
 # --- permission and tokens -----------------------------------------------------------------------------------------------
 
 
@@ -345,6 +412,25 @@ def test_a_folder_without_write_permission_says_so_at_once(either: Workspace) ->
 
     assert set(refusals) == {errno.EACCES}
     assert len(either.changes()) == before, "the server was not even asked"
+
+
+def test_the_token_is_in_no_log_no_argument_list_and_no_url(either: Workspace) -> None:
+    (either.mount / "secret.txt").write_text("x")
+    either.daemon.ctl("log-level", "debug")
+    either.sync()
+    either.daemon.refresh(either.mount)
+    said = either.daemon.ctl("--json", "status").stdout
+    said += either.daemon.ctl("explain", str(either.mount / "secret.txt")).stdout
+    either.daemon.ctl("log-level", "info")
+
+    processes = either.daemon.processes()
+    assert len(processes) >= 2
+    environments = [Path(f"/proc/{process.pid}/environ").read_bytes() for process in processes]
+    assert not [process for process in processes if either.user.token in process.command]
+    assert not [environment for environment in environments if either.user.token.encode() in environment]
+    assert either.user.token not in either.daemon.log.read_text()
+    assert either.user.token not in either.server.log.read_text()
+    assert either.user.token not in said
 
 
 @pytest.mark.expects_log("token", "unauthenticated", "not connected", "Unauthenticated")
