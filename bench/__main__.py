@@ -14,16 +14,18 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from bench import requests, resume
+from bench import requests, resume, workspace
 from bench.report import Report
 from bench.requests import count_requests
 from bench.resume import QUICK_SECONDS, SECONDS, survive
 from bench.rows import QUICK, ROWS, Row, Scale
 from bench.server import MeteredApache
 from bench.systems import Local, Nbmountd, Rclone, System, costing, unmount
+from bench.workspace import CLONED, QUICK_CLONED
 from nbmountd import __version__
 
 
@@ -33,7 +35,7 @@ def main() -> int:
     scale = QUICK if arguments.quick else Scale()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the ExitStack, so that nothing stays mounted
     console = Console(width=None if sys.stdout.isatty() else 160)
-    inside: dict[str, object] = {}
+    inside: dict[str, Any] = {}
     with ExitStack() as stack:
         home = Path(tempfile.mkdtemp(prefix="nbmountd-bench-", dir=arguments.directory))
         stack.callback(shutil.rmtree, home, ignore_errors=True)
@@ -48,6 +50,8 @@ def main() -> int:
             run_row(ROWS[name], systems, server, scale, arguments.repetitions, report, console)
         if arguments.inside:
             inside = look_inside(systems[0], QUICK_SECONDS if arguments.quick else SECONDS, console)
+            inside["workspace"] = workspace.measure(new(home / "workspace"), QUICK_CLONED if arguments.quick else CLONED)
+            workspace.show(inside["workspace"], console)
     report.show(console)
     if arguments.json:
         measured = {"about": about(arguments), "rows": report.as_json(), **inside}
@@ -55,7 +59,7 @@ def main() -> int:
     return 0
 
 
-def look_inside(system: System, seconds: float, console: Console) -> dict[str, object]:
+def look_inside(system: System, seconds: float, console: Console) -> dict[str, Any]:
     """What only nbmountd can tell: how many requests things cost, and how it endures the death of its workers."""
     assert isinstance(system, Nbmountd)
     system.start()
@@ -97,6 +101,11 @@ def run_row(
     for root in {system.remote for system in systems}:
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir()
+
+
+def new(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
 
 
 def about(arguments: argparse.Namespace) -> dict[str, object]:

@@ -228,8 +228,8 @@ class Engine:
         if self._is_hurried(node):
             return clock
         delay = self._delay
-        if (node.link_of or node.ino) in self._nodes.writers and node.unsent:
-            delay = OPEN_DELAY
+        if (node.link_of or node.ino) in self._nodes.writers and (node.unsent or node.base_parent is None):
+            delay = OPEN_DELAY  # also what is still empty: git's index.lock stays so for as long as a checkout takes
         elif node.removed and self._nodes.opens[node.ino] and self._steps.incomplete(node):
             delay = OPEN_DELAY  # a reader needs bytes that only the remote has; closing wakes us
         wait = node.changed_at + delay - now

@@ -163,6 +163,23 @@ def test_each_file_of_a_cloned_repository_is_uploaded_once(either: Workspace, tm
     assert len(either.changes("create/FILE")) - before == files
 
 
+def test_what_is_open_and_still_empty_is_not_sent_meanwhile(tmp_path: Path) -> None:
+    """git holds its empty index.lock open for as long as a checkout takes."""
+    with mounted(tmp_path, "2.x", write_back_delay=0.2) as workspaces:
+        workspace = workspaces["2.x"]
+        with (workspace.mount / "index.lock").open("w") as held:
+            (workspace.mount / "later").write_text("x")
+            eventually(lambda: "later" in workspace.names(), 60, "what was closed arrives")
+            meanwhile = workspace.names()
+            held.write("index")
+        (workspace.mount / "index.lock").rename(workspace.mount / "index")
+        workspace.sync()
+
+        assert meanwhile == ["later", "readme.txt"]
+        assert workspace.names() == ["index", "later", "readme.txt"]
+        assert len(workspace.changes("create/FILE")) == 2
+
+
 def make_repository(origin: Path, files: int) -> None:
     origin.mkdir()
     for number in range(files):
