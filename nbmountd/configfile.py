@@ -71,7 +71,8 @@ def load_config(
         if not mounts:
             raise ConfigError(
                 f"there is nothing to mount: no file {system_file} or {user_file(environ)}, none given by --config or "
-                f"{VARIABLE}, and the environment names no remote (WEBDAV_URL, D4SCIENCE_TOKEN)"
+                f"{VARIABLE}, and the environment names no remote (ONEPROVIDER_HOST, WEBDAV_URL, D4SCIENCE_TOKEN, "
+                "NBMOUNTD_DATASETS)"
             )
         sources = [_Source("the environment", "", {"mount": mounts})]
     return _build(sources, environ)
@@ -109,22 +110,29 @@ def _read(path: Path) -> _Source:
 
 
 def _b2drop(environ: Mapping[str, str]) -> dict[str, Any] | None:
-    """Names of the WebDAV sidecars of egi-notebooks-images (webdav-sidecar, webdav-rclone-sidecar)."""
+    """Names of the WebDAV sidecars of egi-notebooks-images (webdav-sidecar, webdav-rclone-sidecar), and with `_FILE` behind
+    them the paths of files with the secret, which others cannot read from a process's environment."""
     url = environ.get("WEBDAV_URL", "")
     if not url:
         return None
     mount = {"name": "b2drop", "path": "~/b2drop", "backend": "webdav", "url": url}
     if user := environ.get("WEBDAV_USER", ""):
         mount["user"] = user
-    key, variable = ("token_env", "WEBDAV_TOKEN") if environ.get("WEBDAV_TOKEN", "") else ("password_env", "WEBDAV_PWD")
-    return {**mount, key: variable}
+    for key, variable in (("token", "WEBDAV_TOKEN"), ("password", "WEBDAV_PWD")):
+        if file := environ.get(f"{variable}_FILE", ""):
+            return {**mount, f"{key}_file": file}
+        if environ.get(variable, ""):
+            return {**mount, f"{key}_env": variable}
+    return {**mount, "password_env": "WEBDAV_PWD"}
 
 
 def _workspace(environ: Mapping[str, str]) -> dict[str, Any] | None:
     """Names that EGI's hub sets for users of D4Science (d4science-hub, spawner.py), the newer one first."""
     for variable in ("D4SCIENCE_TOKEN", "GCUBE_TOKEN"):
         if environ.get(variable, ""):
-            return {"name": "workspace", "path": "~/workspace", "backend": "d4science", "token_env": variable}
+            mount = {"name": "workspace", "path": "~/workspace", "backend": "d4science", "token_env": variable}
+            url = environ.get("D4SCIENCE_WORKSPACE_URL", "")  # ours: for another infrastructure than production's
+            return {**mount, "url": url} if url else mount
     return None
 
 
@@ -149,7 +157,16 @@ def _datahub(environ: Mapping[str, str]) -> dict[str, Any] | None:
     return mount
 
 
-_RECOGNISERS: tuple[Callable[[Mapping[str, str]], dict[str, Any] | None], ...] = (_b2drop, _workspace, _datahub)
+def _datasets(environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """Ours: a volume with shared data, where the hub does not put it at ~/datasets itself."""
+    source = environ.get("NBMOUNTD_DATASETS", "")
+    if not source:
+        return None
+    mount = {"name": "datasets", "path": "~/datasets", "backend": "directory", "source": source}
+    return mount if os.access(source, os.W_OK) else {**mount, "read_only": True}
+
+
+_RECOGNISERS: tuple[Callable[[Mapping[str, str]], dict[str, Any] | None], ...] = (_b2drop, _workspace, _datahub, _datasets)
 """Each looks for the variables of one service and gives the `[[mount]]` it would be in a file, or None."""
 
 
