@@ -36,8 +36,8 @@ LARGEST_WINDOW = 64 * 2**20
 AHEAD_PIECE = 8 * 2**20
 """Longest single request ahead: what a reader who jumps has to wait for at most, and what runs side by side."""
 STREAMS = 4
-REORDER = 512 * 2**10
-"""The kernel's own read-ahead asks out of order by this much."""
+REORDER = 2 * 2**20
+"""The kernel's own read-ahead (1 MiB where it could be raised) asks out of order by this much."""
 WHOLE_FILE = 256 * 2**10
 """Files up to this size are fetched whole at the first read: one request either way."""
 

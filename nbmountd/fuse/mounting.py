@@ -73,6 +73,10 @@ class MountPoint:
         return False
 
 
+READ_AHEAD = 2**20
+"""Bytes; the largest READ that the kernel makes (256 pages)."""
+
+
 @dataclass
 class Mounted:
     """A live mount: the connection and the directory below it. `close()` when it is unmounted, or to let it die."""
@@ -136,7 +140,20 @@ def mount(
         os.close(fuse_fd)
         unmount(path)
         raise MountError(f"{path}: the hand-shake with the kernel failed: {exc}") from exc
+    _read_ahead_in_large_pieces(path)
     return Mounted(path, fuse_fd, agreement, way)
+
+
+def _read_ahead_in_large_pieces(path: str) -> None:
+    """A program that reads on and on gets 1 MiB with each request, and not the 128 KiB that the kernel starts every file
+    system with: FUSE_INIT can only lower that, sysfs raises it (Documentation/ABI/testing/sysfs-class-bdi).
+
+    Only root of the host may; scattered reads ask for what they want in either case.
+    """
+    mounted = find(path)
+    if mounted is not None:
+        with contextlib.suppress(OSError):
+            Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb").write_text(str(READ_AHEAD // 1024))
 
 
 def adopt(path: str, fuse_fd: int, *, only: Flag = ALL_FLAGS) -> Mounted:

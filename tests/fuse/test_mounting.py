@@ -54,6 +54,20 @@ def mount(path: Path, **options: object) -> mounting.Mounted:
 # --- as root -----------------------------------------------------------------------------------------------------------
 
 
+def test_programs_that_read_on_and_on_get_a_mebibyte_a_request(point: Path) -> None:
+    mounted = mount(point)
+    there = mounting.find(str(point))
+    assert there is not None
+    setting = Path(f"/sys/class/bdi/{there.device}/read_ahead_kb")
+    if not os.access(setting, os.W_OK) or os.statvfs(setting).f_flag & os.ST_RDONLY:
+        pytest.skip("sysfs cannot be written to here, so the kernel's 128 KiB stay")
+
+    assert setting.read_text() == "1024\n"
+
+    mounting.unmount(str(point))
+    mounted.close()
+
+
 def test_a_process_with_thousands_of_open_files_can_mount(point: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
