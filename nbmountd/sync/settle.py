@@ -126,7 +126,7 @@ class Settle:
 
     async def _is_cut_short(self, found: Entry, place: Place, snapshot: Snapshot) -> bool:
         """Whether the remote has the beginning of our upload and nothing else: then sending it again overwrites nobody."""
-        if found.kind is not Kind.FILE or found.size is None or not found.size < snapshot.size or not snapshot.whole:
+        if found.kind is not Kind.FILE or found.size is None or not found.size < snapshot.size or not snapshot.here:
             return False
         return found.size <= COMPARE_LIMIT and await self._agrees(found, place, snapshot)
 
@@ -193,11 +193,12 @@ class Settle:
             return here is None  # a directory's own listing will tell more
         return _has_version(node, there) or (here is None and await self.has_same_bytes(node, target, there))
 
-    async def has_same_bytes(self, node: Node, place: Place, entry: Entry) -> bool:
+    async def has_same_bytes(self, node: Node, place: Place, entry: Entry, *, sent_mtime_ns: int | None = None) -> bool:
         """Whether a file that has another version now, after a step that leaves bytes alone, still has the bytes of base.
 
         Some remotes give a new version when a file is moved or its time is set; or somebody wrote to it in that moment. What
-        is here is compared; where nothing is, nothing can be mixed.
+        is here is compared; where nothing is, nothing can be mixed, or the mtime tells: a write would have moved it from
+        where it was, or from what the step set (`sent_mtime_ns`).
         """
         if _has_version(node, entry):
             return True
@@ -206,10 +207,12 @@ class Settle:
         content = self._store.open(node)
         try:
             base = Snapshot(self._store, content, [], _never)
-            if node.unsent and not base.here:  # our edit lies above those bytes; somebody else's would have moved the mtime
-                return entry.attributes.mtime_ns is not None and entry.attributes.mtime_ns == node.base_mtime_ns
+            mtime_ns = entry.attributes.mtime_ns
+            untouched = mtime_ns is not None and mtime_ns == (node.base_mtime_ns if sent_mtime_ns is None else sent_mtime_ns)
+            if node.unsent and not base.here:  # our edit lies above those bytes
+                return untouched
             if not base.has_some:
-                return not self._nodes.may_be_open(node.ino)
+                return untouched or not self._nodes.may_be_open(node.ino)
             return base.size == entry.size and base.size <= COMPARE_LIMIT and await self._agrees(entry, place, base)
         finally:
             self._store.release(content)

@@ -428,17 +428,19 @@ class Steps:
             with self._nodes.transaction() as change:
                 change.update(node, unsent_attributes=0)
             return
-        values = await self._values_after(node, place, entry)
+        values = await self._values_after(node, place, entry, sent_mtime_ns=attributes.mtime_ns)
         with self._nodes.transaction() as change:
             self._rebase(change, node, values | {"unsent_attributes": _left(node, attributes)})
 
-    async def _values_after(self, node: Node, place: Place, entry: Entry) -> dict[str, Any]:
+    async def _values_after(
+        self, node: Node, place: Place, entry: Entry, *, sent_mtime_ns: int | None = None
+    ) -> dict[str, Any]:
         """The base values after a step that leaves the bytes alone. If the file has other bytes by now, base keeps the old
         version, and the next listing finds the new one."""
         values = base_values(self._nodes, entry)
         if node.kind is not Kind.FILE:
             return values
-        if await self._settle.has_same_bytes(node, Place(place.path, entry.id), entry):
+        if await self._settle.has_same_bytes(node, Place(place.path, entry.id), entry, sent_mtime_ns=sent_mtime_ns):
             return values | {"base_size": node.base_size}
         return {"base_id": entry.id}
 

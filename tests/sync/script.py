@@ -534,7 +534,7 @@ async def _play(script: list[Op], world: World, unit: int) -> None:
         run = Run(world, nursery, unit)
         world.on_removed = world.nodes.on_removed = run.removed_here
         run.can_ask = not any(
-            op[0] in ("unauthenticated", "outage", "kill") or op[:2] in (("fault", "stat"), ("fault", "read")) for op in script
+            op[0] in ("unauthenticated", "outage") or op[:2] in (("fault", "stat"), ("fault", "read")) for op in script
         )
         others = [op[0].startswith("other") for op in script]
         for op, other in zip(script, others, strict=True):
