@@ -27,7 +27,7 @@ from cachetools import LRUCache
 from nbmountd.errors import StateError
 from nbmountd.model import ROOT_INODE, Kind
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 LOCK_TIMEOUT = 5.0
 """Seconds that a worker waits for its predecessor, which may still be dying, to let go of the database."""
@@ -74,6 +74,10 @@ CREATE TABLE work (  -- what is remembered of a node's unsent work beyond its st
     ino INTEGER PRIMARY KEY, parked INTEGER NOT NULL DEFAULT 0, error TEXT NOT NULL DEFAULT '', at REAL NOT NULL DEFAULT 0,
     token TEXT
 );
+CREATE TABLE doubts (  -- a step that was begun and of which nobody knows whether the remote has carried it out
+    ino INTEGER PRIMARY KEY, kind TEXT NOT NULL, parent INTEGER NOT NULL, name BLOB NOT NULL, version TEXT,
+    layer INTEGER NOT NULL
+);
 CREATE TABLE conflicts (
     id INTEGER PRIMARY KEY, ino INTEGER NOT NULL, remote_ino INTEGER, at REAL NOT NULL,
     local_size INTEGER, local_mtime_ns INTEGER, remote_size INTEGER, remote_mtime_ns INTEGER
@@ -83,6 +87,7 @@ CREATE TABLE conflicts (
 _MIGRATIONS = {
     # 1 knew no checksums of cached bytes: they are fetched again.
     1: "DROP TABLE cached;\n" + _SCHEMA[_SCHEMA.index("CREATE TABLE cached") : _SCHEMA.index("CREATE TABLE work")],
+    2: _SCHEMA[_SCHEMA.index("CREATE TABLE doubts") : _SCHEMA.index("CREATE TABLE conflicts")],
 }
 """Schema version -> statements that make the next one of it. A version that was released keeps its row for ever."""
 
@@ -207,7 +212,7 @@ class Transaction:
 
     def delete(self, node: Node) -> None:
         """Takes the row away for good; nobody may hold the inode number any longer."""
-        for table in ("nodes", "layers", "cached", "work"):
+        for table in ("nodes", "layers", "cached", "work", "doubts"):
             self.execute(f"DELETE FROM {table} WHERE ino = ?", [node.ino])
         self._deleted.append(node.ino)
 

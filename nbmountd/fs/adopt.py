@@ -34,8 +34,10 @@ def adopt(nodes: Nodes, directory: Node, entries: Iterable[Entry], mark: int) ->
         return []  # one side has removed it meanwhile; the parent's listing decides, or the step that removes it
     skip = nodes.touched_since(directory.ino, mark)
     known = {node.base_name: node for node in database.base_children(directory.ino)}
-    # What was renamed here is left for its step: the remote may have carried it out without our having heard of it.
+    # What was renamed here is left for its step: the remote may have carried it out without our having heard of it. And
+    # where a step may have gone, that is asked first.
     skip |= {name for name, node in known.items() if here_of(nodes, node) in (Here.MOVED, Here.MOVED_EDITED)}
+    skip |= nodes.doubts.names(directory.ino) | {name for name, node in known.items() if node.ino in nodes.doubts}
     changed = False
     fresh: list[Entry] = []
     for entry in entries:

@@ -24,6 +24,7 @@ from nbmountd.disk.content import ContentStore
 from nbmountd.disk.database import Database, Node, Transaction
 from nbmountd.errors import NotADirectory, NotFound, StaleFile
 from nbmountd.fs.conflicts import conflict_name
+from nbmountd.fs.doubts import Doubts
 from nbmountd.fs.held import Held
 from nbmountd.model import ROOT_INODE, Capabilities, Kind, Place
 
@@ -88,6 +89,7 @@ class Nodes:
         """Set, and replaced, whenever there is something new to send."""
         self.working: Counter[int] = Counter()
         """Steps of ours that are under way for a node: it must not go before they know how they ended."""
+        self.doubts = Doubts(database)
         self.observers: list[Callable[[str, Node], None]] = []
         self.orphans: dict[int, int] = {
             ino: int(token.removeprefix(_ORPHAN))
@@ -285,6 +287,8 @@ class Nodes:
         """Deletes a node that has neither a name, nor a base, nor anybody who holds it, and its bytes."""
         if node.parent is not None or node.base_parent is not None or self.opens[node.ino] or self.working[node.ino]:
             return
+        if node.ino in self.doubts:
+            return  # the remote may have it after all; once that is known, it is removed there or this is called again
         if self.known_to_kernel(node.ino):
             return
         content = self.store.peek(node.ino)

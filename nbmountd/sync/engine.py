@@ -34,7 +34,7 @@ from nbmountd.errors import (
 from nbmountd.fs.nodes import Nodes
 from nbmountd.log import get_logger
 from nbmountd.model import ROOT_INODE, FileState, Kind
-from nbmountd.sync.plan import Change, MakeDirectory, Move, Position, Remove, SetAttributes, Step, Upload, plan
+from nbmountd.sync.plan import Ask, Change, MakeDirectory, Move, Position, Remove, SetAttributes, Step, Upload, plan
 from nbmountd.sync.steps import Steps
 
 FIRST_RETRY, LAST_RETRY = 1.0, 300.0
@@ -134,6 +134,15 @@ class Engine:
         changes, next_due = self._collect(clock)
         self._waiting.clear()
         self._let_go_by.clear()
+        for ino in self._to_ask():
+            failure = self._failures.get(ino)
+            if failure is None or failure.next_at <= clock:
+                doubt = self._nodes.doubts.get(ino)
+                assert doubt is not None
+                self._enqueue(self._numbered, Ask(ino, Position(doubt.parent, doubt.name)))
+                self._numbered += 1
+            else:
+                next_due = min(next_due, failure.next_at)
         steps = plan(changes) if any(change.due for change in changes.values()) else ()
         first = self._numbered
         self._numbered += len(steps)
@@ -171,7 +180,7 @@ class Engine:
             if not due:
                 next_due = min(next_due, max(clock, due_at[node.ino]))
             changes[node.ino] = self._change(node, due=due)
-        for ino in self._running:
+        for ino in [*self._running, *self._to_ask()]:
             running = self._nodes.database.get(ino)
             if running is not None:
                 changes[ino] = self._change(running, due=False)
@@ -179,6 +188,22 @@ class Engine:
             for position in (node_change.local, node_change.base):
                 self._add_ancestors(position, changes)
         return changes, next_due
+
+    def _to_ask(self) -> list[int]:
+        """Nodes of which an earlier step may have gone where they no longer want to be; what is so is asked first."""
+        found = []
+        for doubt in self._nodes.doubts.all():
+            node = self._nodes.database.get(doubt.ino)
+            if doubt.ino not in self._running and node is not None and self._steps.is_to_be_asked(node):
+                found.append(doubt.ino)
+        return found
+
+    def _unsent(self) -> list[Node]:
+        """All that the remote has not confirmed."""
+        unsent = self._nodes.database.to_send()
+        known = {node.ino for node in unsent}
+        asked = [self._nodes.database.get(ino) for ino in self._to_ask() if ino not in known]
+        return unsent + [node for node in asked if node is not None]
 
     def _is_held_back(self, ino: int, clock: float) -> bool:
         failure = self._failures.get(ino)
@@ -198,6 +223,9 @@ class Engine:
         local = None if node.parent is None else Position(node.parent, node.name)
         base = None if node.base_parent is None else Position(node.base_parent, node.base_name)
         step = self._running.get(node.ino)
+        if step is None and self._steps.is_to_be_asked(node):  # as if that step were still running
+            doubt = self._nodes.doubts.get(node.ino)
+            step = None if doubt is None else Ask(node.ino, Position(doubt.parent, doubt.name))
         if step is not None:
             local = _left_by(step, base)
         return Change(
@@ -271,7 +299,8 @@ class Engine:
             await self._steps.carry_out(step, node)
             succeeded = True
             self._failures.pop(step.ino, None)
-            self._emit("sent", path, step=step_name(step))
+            if not isinstance(step, Ask):
+                self._emit("sent", path, step=step_name(step))
         except (RemoteError, LocalError, OSError) as exc:
             self._failed(node, step, path, exc)
         except Exception as exc:  # a bug, or SQLite without room: one file's trouble must not stop all others
@@ -310,7 +339,7 @@ class Engine:
             retry_in = LAST_RETRY  # a new credential wakes us: `health_changed`
         elif isinstance(exc, RemoteFull):
             retry_in = HURRIED_FULL_RETRY if self._is_hurried(node) else FULL_RETRY
-        elif isinstance(exc, FINAL) or (isinstance(exc, OSError) and exc.errno == errno.EIO):
+        elif not isinstance(step, Ask) and (isinstance(exc, FINAL) or (isinstance(exc, OSError) and exc.errno == errno.EIO)):
             self.park(node, failure.error)
             _log.warning("parked", path=path, step=step_name(step), cause=exc)
             return
@@ -400,7 +429,7 @@ class Engine:
             while True:
                 changed = self._nodes.changed
                 began = time.perf_counter()
-                left = [node for node in self._nodes.database.to_send() if _below_any(prefixes, *self._paths(node))]
+                left = [node for node in self._unsent() if _below_any(prefixes, *self._paths(node))]
                 current = next((self._nodes.database.get(ino) for ino in self._running), None)
                 cost = time.perf_counter() - began
                 yield left, "" if current is None else self._nodes.local_path(current)
@@ -468,7 +497,7 @@ class Engine:
     def queue(self, mount: str, limit: int = 1000) -> tuple[list[QueueItem], int]:
         """What is unsent, running first, and how much there is in all."""
         now, clock = self._nodes.now()[1], trio.current_time()
-        unsent = self._nodes.database.to_send()
+        unsent = self._unsent()
         unsent.sort(key=lambda node: (node.ino not in self._running, node.changed_at))
         items = []
         for node in unsent[:limit]:
@@ -507,7 +536,7 @@ def _left_by(step: Step, base: Position | None) -> Position | None:
 
 
 def step_name(step: Step) -> str:
-    names = {Upload: "upload", Move: "move", Remove: "remove", MakeDirectory: "make", SetAttributes: "attributes"}
+    names = {Upload: "upload", Move: "move", Remove: "remove", MakeDirectory: "make", SetAttributes: "attributes", Ask: "ask"}
     return names.get(type(step), "make")
 
 

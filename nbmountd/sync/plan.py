@@ -136,6 +136,14 @@ class SetAttributes(Step):
     """Send the attributes of a node that is in its place on the remote."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ask(Step):
+    """Find out whether an earlier step of the node, which aimed at `at`, was carried out. Never planned here: for the plan
+    that earlier step is still running."""
+
+    at: Position
+
+
 def plan(changes: Mapping[int, Change]) -> tuple[Step, ...]:
     """Steps that may run now, in an order in which they can run one by one; the same input gives the same steps.
 

@@ -88,6 +88,25 @@ class Settle:
             return None
         return found if await self._is_ours(found, place, snapshot, Attributes(), sent=True) else None
 
+    async def was_uploaded(
+        self, node: Node, replaced: Node, place: Place, version: Version | None, snapshot: Snapshot
+    ) -> Entry | None:
+        """The remote's entry if it has this snapshot, of which we never heard how its upload ended and which is not wanted
+        there any more; None if it has not. A beginning of it is removed."""
+        found = await self._ask(place)
+        if found is None or (version is not None and found.version == version):
+            return None
+        if replaced is node and node.base_parent is not None and found.version == node.base_version:
+            return None  # base says so already
+        if await self._is_ours(found, place, snapshot, Attributes(), sent=True):
+            return found
+        if await self._is_cut_short(found, place, snapshot):
+            await self._backend.remove(Place(place.path, found.id), kind=Kind.FILE, version=found.version)
+            with self._nodes.transaction() as change:
+                change.update(replaced, base_parent=None, base_id=None)
+            self._nodes.drop_if_unused(replaced)
+        return None
+
     async def incomplete(self, node: Node, replaced: Node, at: Position, place: Place, cause: StaleFile) -> None:
         """Bytes that an upload needs are gone with the version they belonged to: what is there now gets the name, and ours
         stays beside it with what is here of it. Raises when that turns out not to be so."""
@@ -159,18 +178,27 @@ class Settle:
         self.make_copy(node, node, at, found)
         return None
 
+    async def was_made(self, node: Node, place: Place) -> Entry | None:
+        """The remote's entry if it has the directory or symlink that we may have made there."""
+        found = await self._ask(place)
+        if found is None or found.kind is not node.kind:
+            return None
+        return found if node.is_directory or found.attributes.target == node.target else None
+
+    async def was_moved(self, node: Node, source: Place, target: Place, replaced: Node | None) -> Entry | None:
+        """The remote's entry at the target if an earlier move has brought the node there."""
+        there, here = await self._ask(target), await self._ask(source)
+        return there if await self._has_moved(node, target, there, here, replaced) else None
+
     async def moved(
         self, node: Node, source: Place, target: Place, at: Position, replaced: Node | None, cause: RemoteError
     ) -> Entry | None:
         """A move was refused or got no answer: the entry at the target if it is ours by now; None if a conflict copy was
         made; else what is there is adopted, and this raises: the next plan starts from that."""
         there, here = await self._ask(target), await self._ask(source)
-        untouched = (
-            there is not None and replaced is not None and there.kind is replaced.kind
-            and there.version == replaced.base_version
-        )  # fmt: skip
+        untouched = _is_untouched(there, replaced)
         as_before = here is not None and here.kind is node.kind and _has_version(node, here)
-        if there is not None and not as_before and not untouched and await self._is_same_thing(node, target, there, here):
+        if await self._has_moved(node, target, there, here, replaced):
             return there
         if not as_before:
             await self._source_changed(node, here)
@@ -182,6 +210,14 @@ class Settle:
                 change.update(replaced, base_parent=None, base_id=None)
             self._nodes.drop_if_unused(replaced)
         raise RemoteUnavailable(str(cause)) from cause
+
+    async def _has_moved(
+        self, node: Node, target: Place, there: Entry | None, here: Entry | None, replaced: Node | None
+    ) -> bool:
+        as_before = here is not None and here.kind is node.kind and _has_version(node, here)
+        if there is None or as_before or _is_untouched(there, replaced):
+            return False
+        return await self._is_same_thing(node, target, there, here)
 
     async def _is_same_thing(self, node: Node, target: Place, there: Entry, here: Entry | None) -> bool:
         """Whether what has appeared at the target of a move is what was to be moved, of which `here` is at the source."""
@@ -350,6 +386,13 @@ class Settle:
 
 class _DifferentError(Exception):
     pass
+
+
+def _is_untouched(there: Entry | None, replaced: Node | None) -> bool:
+    """Whether what was to be replaced is still there."""
+    return (
+        there is not None and replaced is not None and there.kind is replaced.kind and there.version == replaced.base_version
+    )
 
 
 async def _never(*_: object) -> None:

@@ -7,6 +7,8 @@ finds out what is so. It does not decide when or in which order steps run.
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -16,6 +18,7 @@ from nbmountd.backends.base import Backend
 from nbmountd.disk.content import Content, ContentStore, Layer
 from nbmountd.disk.database import Node, Transaction
 from nbmountd.errors import (
+    LocalError,
     ParentMissing,
     RemoteError,
     RemoteExists,
@@ -27,6 +30,7 @@ from nbmountd.errors import (
     VersionMismatch,
 )
 from nbmountd.fs.adopt import base_values
+from nbmountd.fs.doubts import MAKE, MOVE, UPLOAD, Doubt
 from nbmountd.fs.nodes import UNSENT_MODE, UNSENT_MTIME, UNSENT_XATTRS, Nodes
 from nbmountd.fs.reads import Reads
 from nbmountd.fs.refresh import Refresh
@@ -35,6 +39,7 @@ from nbmountd.model import Attributes, Entry, Kind, Place, Version
 from nbmountd.sync.journal_ticket import JournalTicket, all_begun, begun
 from nbmountd.sync.plan import (
     TEMPORARY_PREFIX,
+    Ask,
     MakeDirectory,
     MakeSymlink,
     Move,
@@ -88,6 +93,10 @@ class Steps:
         """Whether the world is still as it was when the step was planned."""
         base = None if node.base_parent is None else Position(node.base_parent, node.base_name)
         local = None if node.parent is None else Position(node.parent, node.name)
+        if isinstance(step, Ask):
+            return self.is_to_be_asked(node)
+        if self.is_to_be_asked(node):
+            return False
         if isinstance(step, Remove):
             return base == step.at and local is None
         if isinstance(step, Move):
@@ -98,6 +107,12 @@ class Steps:
         if isinstance(step, (MakeDirectory, MakeSymlink)):
             return local == step.at and base is None and self._is_free(node, step.at)
         return base is not None and base == local
+
+    def is_to_be_asked(self, node: Node) -> bool:
+        """Whether an earlier step may have brought the node to a place where it is not wanted any more, or nothing is left to
+        do that would find out."""
+        doubt = self._nodes.doubts.get(node.ino)
+        return doubt is not None and (not node.to_send or (node.parent, node.name) != (doubt.parent, doubt.name))
 
     def _replaced_fits(self, ino: int | None, node: Node, at: Position) -> bool:
         if ino is None:
@@ -120,8 +135,11 @@ class Steps:
         for parent, name in names:
             self._nodes.touch(parent, name, running=True)
         self._nodes.working[node.ino] += 1
+        doubts, before = self._nodes.doubts, node.ino in self._nodes.doubts
         try:
-            if isinstance(step, Upload):
+            if isinstance(step, Ask):
+                await self._ask(node)
+            elif isinstance(step, Upload):
                 await self._upload(step, node)
             elif isinstance(step, Move):
                 await self._move(step, node)
@@ -133,8 +151,12 @@ class Steps:
                 await self._make_symlink(step, node)
             else:
                 await self._set_attributes(node)
-        except ParentMissing:
-            await self._settle.parent_missing(names[0][0])
+            doubts.end(node.ino)
+        except (RemoteError, LocalError, OSError) as exc:
+            if not before and not _was_in_doubt(exc):
+                doubts.end(node.ino)  # it was not carried out, and none before it
+            if isinstance(exc, ParentMissing):
+                await self._settle.parent_missing(names[0][0])
             raise
         finally:
             for parent, name in names:
@@ -178,7 +200,7 @@ class Steps:
                 seconds=round(time.monotonic() - began, 2),
             )  # fmt: skip
         except RemoteError as exc:
-            in_doubt = exc.in_doubt or _was_in_doubt(exc)
+            in_doubt = _was_in_doubt(exc)
             raise
         finally:
             self._snapshots.pop(node.ino, None)
@@ -251,6 +273,7 @@ class Steps:
             if version is not None and not can.atomic_replace and not snapshot.whole:
                 await snapshot.fetch_all()  # the remote's old bytes are gone with the first new one
             ticket = JournalTicket(self._nodes.database, snapshot.top, node.ino)
+            self._nodes.doubts.begin(Doubt(node.ino, UPLOAD, step.at.parent, step.at.name, version, snapshot.top))
             if snapshot.top and node.link_of is None:
                 ticket.begin()
             if version is not None and replaced is node and can.ranged_writes and snapshot.layers:
@@ -329,41 +352,87 @@ class Steps:
             xattrs=node.xattrs if can.native_xattrs and (node.xattrs or node.unsent_attributes & UNSENT_XATTRS) else None,
         )
 
+    # -- questions ----------------------------------------------------------------------------------------------------
+
+    async def _ask(self, node: Node) -> None:
+        """What became of an earlier step. If it was carried out, base is where it went: as if the answer had just come."""
+        doubt = self._nodes.doubts.get(node.ino)
+        if doubt is None:
+            return
+        at = Position(doubt.parent, doubt.name)
+        occupant = self._nodes.database.base_child(at.parent, at.name)
+        replaced = None if occupant is node else occupant
+        if replaced is not None and not (replaced.removed and replaced.kind is Kind.FILE):
+            return  # what is there is known to be another one
+        try:
+            place = self._nodes.place_in(at.parent, at.name)
+            owner = self._nodes.owner(node)
+        except LocalError:
+            return  # nor is the directory there
+        if doubt.kind == UPLOAD:
+            async with self._locks.setdefault(owner.ino, trio.Lock()):
+                await self._ask_for_upload(Upload(node.ino, at, replaced.ino if replaced else None), node, owner, doubt, place)
+        elif doubt.kind == MAKE and node.base_parent is None:
+            entry = await self._settle.was_made(node, place)
+            if entry is not None and replaced is None:
+                self._made(node, at, entry, Attributes())
+        elif doubt.kind == MOVE and node.base_parent is not None:
+            entry = await self._settle.was_moved(node, self._nodes.place(node), place, replaced)
+            if entry is not None:
+                await self._moved(node, at, place, entry, replaced)
+
+    async def _ask_for_upload(self, step: Upload, node: Node, owner: Node, doubt: Doubt, place: Place) -> None:
+        content = self._store.open(owner)
+        layers = self._store.freeze(content)
+        sent = [layer for layer in layers if layer.id <= doubt.layer]
+        known = False
+        try:
+            snapshot = Snapshot(self._store, content, sent, self._ensure, None)
+            version = None if doubt.version is None else Version(doubt.version)
+            replaced = node if step.replaces is None else self._nodes.get(step.replaces)
+            entry = await self._settle.was_uploaded(node, replaced, place, version, snapshot)
+            known = True
+            if entry is not None:
+                await self._confirm(step, node, content, snapshot, entry, Attributes())
+        finally:
+            if known:
+                self._let_go(node)
+            if known or sent != layers:
+                self._store.thaw(content)
+            self._store.release(content)
+
     # -- the others ---------------------------------------------------------------------------------------------------
 
     async def _make_directory(self, step: MakeDirectory, node: Node) -> None:
         place = self._nodes.place_in(step.at.parent, step.at.name)
         attributes = self._attributes(node)
-        try:
-            entry = await self._backend.make_directory(place, attributes)
-        except RemoteError as exc:
-            if not isinstance(exc, RemoteExists) and not exc.in_doubt:
-                raise
-            found = await self._settle.made(node, step.at, place, exc)
-            if found is None:
-                return
-            entry = found
-        with self._nodes.transaction() as change:
-            change.update(
-                node, base_parent=step.at.parent, base_name=step.at.name,
-                unsent_attributes=_left(node, attributes) | _lacking(entry, attributes), **base_values(self._nodes, entry),
-            )  # fmt: skip
+        await self._make(step.at, node, place, attributes, partial(self._backend.make_directory, place, attributes))
 
     async def _make_symlink(self, step: MakeSymlink, node: Node) -> None:
         place = self._nodes.place_in(step.at.parent, step.at.name)
         attributes = self._attributes(node)
+        call = partial(self._backend.make_symlink, place, node.target or "", attributes)
+        await self._make(step.at, node, place, attributes, call)
+
+    async def _make(
+        self, at: Position, node: Node, place: Place, attributes: Attributes, call: Callable[[], Awaitable[Entry]]
+    ) -> None:
+        self._nodes.doubts.begin(Doubt(node.ino, MAKE, at.parent, at.name))
         try:
-            entry = await self._backend.make_symlink(place, node.target or "", attributes)
+            entry = await call()
         except RemoteError as exc:
             if not isinstance(exc, RemoteExists) and not exc.in_doubt:
                 raise
-            found = await self._settle.made(node, step.at, place, exc)
+            found = await self._settle.made(node, at, place, exc)
             if found is None:
                 return
             entry = found
+        self._made(node, at, entry, attributes)
+
+    def _made(self, node: Node, at: Position, entry: Entry, attributes: Attributes) -> None:
         with self._nodes.transaction() as change:
             change.update(
-                node, base_parent=step.at.parent, base_name=step.at.name,
+                node, base_parent=at.parent, base_name=at.name,
                 unsent_attributes=_left(node, attributes) | _lacking(entry, attributes), **base_values(self._nodes, entry),
             )  # fmt: skip
 
@@ -374,6 +443,7 @@ class Steps:
         if replaced is not None:
             await self._keep_for_readers(replaced)
             target = Place(target.path, replaced.base_id, target.parent_id)
+        self._nodes.doubts.begin(Doubt(node.ino, MOVE, step.target.parent, step.target.name))
         try:
             entry = await self._backend.move(
                 source, target, kind=node.kind, version=_version(node),
@@ -386,11 +456,15 @@ class Steps:
             if found is None:
                 return
             entry = found
+        await self._moved(node, step.target, target, entry, replaced)
+
+    async def _moved(self, node: Node, at: Position, target: Place, entry: Entry, replaced: Node | None) -> None:
+        """The remote has the node at `at`."""
         values = await self._values_after(node, target, entry)
         with self._nodes.transaction() as change:
             if replaced is not None:
                 change.update(replaced, base_parent=None)
-            self._rebase(change, node, values | {"base_parent": step.target.parent, "base_name": step.target.name})
+            self._rebase(change, node, values | {"base_parent": at.parent, "base_name": at.name})
         if replaced is not None:
             old = self._store.peek(replaced.ino)
             if old is not None:
@@ -483,10 +557,13 @@ def _lacking(entry: Entry, sent: Attributes) -> int:
     return lacking
 
 
-def _was_in_doubt(exc: RemoteError) -> bool:
-    """Whether the first cause of an error was a lost answer: what was sent may still arrive."""
-    cause = exc.__cause__
-    return isinstance(cause, RemoteError) and (cause.in_doubt or _was_in_doubt(cause))
+def _was_in_doubt(exc: BaseException | None) -> bool:
+    """Whether an error came of a lost answer, perhaps while asking about it: what was sent may have arrived, or arrive yet."""
+    while exc is not None:
+        if isinstance(exc, RemoteError) and exc.in_doubt:
+            return True
+        exc = exc.__cause__ or exc.__context__
+    return False
 
 
 def _version(node: Node) -> Version | None:
