@@ -208,7 +208,8 @@ class Reads:
         if not ranged or content.base_size <= WHOLE_FILE:
             start, stop = 0, content.base_size
         under_way = [fetch for fetch in activity.fetches if fetch.start < stop and fetch.stop > start and not fetch.done]
-        wanted = Extents(content.present.gaps(start, min(stop, content.base_size)))
+        gaps = content.present.gaps(start, min(stop, content.base_size))
+        wanted = Extents(gaps if ranged or not gaps else [(0, content.base_size)])
         for fetch in under_way:
             wanted.remove(fetch.start, fetch.stop)
         if wanted and not ranged:

@@ -77,8 +77,9 @@ class Snapshot:
         return self._store.read_later(self._content, start, count, self.layers)
 
     async def fetch_all(self) -> None:
-        """Brings everything that is missing here. Raises as `read`."""
+        """Brings everything that is missing here, where the next process finds it. Raises as `read`."""
         await self._ensure(self._content, 0, self.size, self.layers)
+        self._store.save_present(self._content)
 
     def agrees(self, start: int, piece: memoryview) -> bool:
         """Whether these bytes from `start` on are those of the snapshot, as far as it has them here; in a worker thread."""

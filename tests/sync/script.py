@@ -142,11 +142,13 @@ def _make_round(chance: random.Random, *, alone: bool) -> list[Op]:
         ops += [("open", file, at), news, ("list", file.rpartition("/")[0]), ("handle write", at, *place())]
     script: list[Op] = []
     if chance.random() < 0.15:  # a step arrives, its answer does not, and the name means something else before anybody asks
-        script += [chance.choice(here)[1](), ("write", path(), *place(), False)]
-        script += [("fault", chance.choice(VERBS), chance.choice(("silent", "lost", "cut"))), ("outage", False)]
-        script += [("wait", chance.choice((5.1, 6.0, 8.0))), ("outage", True)]
+        file, change = path(), chance.choice((("upload",), ("upload",), ("move",), ("make_directory", "write_ranges")))
+        script += [one_of(here), ("write", file, *place(), False)]
+        script += [("fault", verb, chance.choice(("silent", "lost", "cut"))) for verb in change]
+        script += [("outage", False), ("wait", chance.choice((5.1, 6.0, 8.0))), ("outage", True)]
         script += [("kill",)] if chance.random() < 0.7 else []
-        script += [one_of(here), one_of(here), ("outage", False)]
+        ends: tuple[Op, ...] = (("unlink", file), ("rename", file, chance.choice(PATHS)), ("replace", file, 1), one_of(here))
+        script += [chance.choice(ends), one_of(here), ("outage", False)]
     for op in ops:
         script.append(op)
         if chance.random() < 0.3:

@@ -11,7 +11,7 @@ import trio
 
 from nbmountd.backends.memory import EVERYTHING
 from nbmountd.disk.database import Node
-from nbmountd.errors import LocalError, NotFound, StaleFile
+from nbmountd.errors import LocalError, NotFound, RemoteError, StaleFile
 from nbmountd.fs.filesystem import SetAttributes
 from nbmountd.fs.rules import TABLE, Here, There, as_markdown, decide
 from nbmountd.model import Capabilities, Kind
@@ -648,3 +648,55 @@ def test_a_name_that_goes_away_during_a_rename_is_not_renamed_into_nothing(tmp_p
             await world.find("e")
 
     assert tell(tmp_path, story).remote.tree() == {"a": b"x"}
+
+
+# --- found by the model --------------------------------------------------------------------------------------------------
+
+
+def test_a_file_open_here_and_renamed_keeps_its_number_where_a_move_renews_the_version(tmp_path: Path) -> None:
+    numbers: list[int] = []
+
+    async def story(world: World) -> None:
+        world.flaky.restless = True
+        world.remote.put("a", b"x" * 10)
+        node = await world.find("a")
+        world.fs.open(node.ino, writing=False, truncate=False)
+        await rename(world, "a", "b")
+        await world.converge()
+        await world.fs.setattr(node.ino, SetAttributes(mtime_ns=10**18))
+        await world.converge()
+        numbers.extend([node.ino, (await world.find("b")).ino])
+        assert await world.fs.read(node.ino, 0, 10) == b"x" * 10
+        world.fs.close_file(node.ino, writing=False)
+
+    tell(tmp_path, story, replace(WHOLE_UPLOADS, native_mtime=True))
+
+    assert numbers[0] == numbers[1]
+
+
+@pytest.mark.parametrize("death", [False, True])
+def test_an_upload_cut_where_cut_ones_stay_is_sent_again_with_the_bytes_it_replaced(tmp_path: Path, death: bool) -> None:
+    async def story(world: World) -> None:
+        world.remote.put("a", b"x" * 200)
+        await edit(world, "a", b"ours", offset=20)
+        world.flaky.fail("upload", "cut")
+        await trio.sleep(5.001)
+        if death:
+            await world.kill(world.nursery)
+
+    world = tell(tmp_path, story, replace(WHOLE_UPLOADS, atomic_replace=False))
+
+    assert world.remote.tree() == {"a": b"x" * 20 + b"ours" + b"x" * 176}
+
+
+def test_a_file_of_which_some_is_here_is_fetched_whole_where_there_are_no_ranges(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.remote.put("a", b"x" * 200)
+        world.flaky.fail("read", *["cut"] * 20)
+        with pytest.raises(RemoteError):
+            await world.read_file("a")
+        world.flaky.calm()
+        await trio.sleep(60)
+        assert await world.read_file("a") == b"x" * 200
+
+    tell(tmp_path, story, replace(WHOLE_UPLOADS, ranged_reads=False))
