@@ -243,8 +243,10 @@ class Settle:
         content = self._store.open(node)
         try:
             base = Snapshot(self._store, content, [], _never)
-            mtime_ns = entry.attributes.mtime_ns
-            untouched = mtime_ns is not None and mtime_ns == (node.base_mtime_ns if sent_mtime_ns is None else sent_mtime_ns)
+            if sent_mtime_ns is None:
+                untouched = entry.attributes.mtime_ns is not None and entry.attributes.mtime_ns == node.base_mtime_ns
+            else:
+                untouched = self._has_mtime(entry, Attributes(mtime_ns=sent_mtime_ns))
             if node.unsent and not base.here:  # our edit lies above those bytes
                 return untouched
             if not base.has_some:
