@@ -27,6 +27,7 @@ from bench.server import MeteredApache
 from bench.systems import Local, Nbmountd, Rclone, System, costing, unmount
 from bench.workspace import CLONED, QUICK_CLONED
 from nbmountd import __version__
+from tests.mounted.kernel import same_tree
 
 
 def main() -> int:
@@ -68,6 +69,9 @@ def look_inside(system: System, seconds: float, console: Console) -> dict[str, A
         counts = count_requests(system.mount / "requests", lambda: system.status().requests)
         (system.mount / "resume").mkdir()
         report = survive(system.mount / "resume", lambda: system.status().pid, seconds)
+        system.sync()
+        if differences := same_tree(system.mount / "resume", system.remote / "resume"):
+            raise RuntimeError(f"mount and server differ after the kills: {differences}")
     finally:
         system.stop()
     requests.show(counts, console)

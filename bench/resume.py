@@ -42,7 +42,8 @@ def survive(directory: Path, worker: Callable[[], int | None], seconds: float) -
 
 def show(report: Mapping[str, float], console: Console) -> None:
     console.print(
-        f"{report['kills']} workers killed in {report['seconds']:g} s under {report['calls']} calls, none of which failed;"
+        f"{report['kills']} workers killed in {report['seconds']:g} s under {report['calls']} calls, none of which failed,"
+        " and the server has every byte;"
         f" pauses: longest {report['longest']:.3f} s, 99th percentile {report['percentile']:.3f} s,"
         f" median {report['median']:.3f} s"
     )

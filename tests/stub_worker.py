@@ -1,7 +1,7 @@
 """A worker for tests of the supervisor: serves tinyfs and a control socket, and misbehaves on request.
 
 What it shall do wrong is said by files in its backing directory (<state_dir>/<mount>/): `refuse` (ConfigError), `crash`
-(exit at once), `crash-unless-degraded`, `deaf` (no control answer and no file operation),
+(exit at once), `crash-unless-degraded`, `mute` (never begins to serve), `deaf` (no control answer and no file operation),
 `slow-stop` (does not end when told to stop).
 """
 
@@ -51,6 +51,8 @@ def run(start: WorkerStart) -> None:
         raise ConfigError("the url of the remote is no url")
     if (backing / "crash").exists() or ((backing / "crash-unless-degraded").exists() and not start.degraded):
         os._exit(3)
+    if (backing / "mute").exists():
+        time.sleep(1000)
     trio.run(_serve, start, backing)
 
 

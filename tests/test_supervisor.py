@@ -207,8 +207,15 @@ async def test_a_kernel_that_cannot_send_again_gets_a_new_mount_and_no_caller_ha
         mount = config.mounts[0].path
         fd = os.open(f"{mount}/f", os.O_RDONLY)
         try:
-            os.kill((await status(path, "home")).pid or 0, signal.SIGKILL)
-            lost = await until(path, "home", state="failed")
+            pid = (await status(path, "home")).pid or 0
+            async with trio.open_nursery() as callers:
+                (backing(config, "home") / "deaf").touch()
+                while (backing(config, "home") / "deaf").exists():  # noqa: ASYNC110 (it has heard, and takes nothing any more)
+                    await trio.sleep(0.01)
+                callers.start_soon(trio.to_thread.run_sync, fails_or_is_answered, f"{mount}/f")
+                with suppress(ProcessLookupError):  # the watch was faster
+                    os.kill(pid, signal.SIGKILL)
+                lost = await until(path, "home", state="failed")
             with trio.fail_after(10):
                 await until(path, "home", state="live")
 
@@ -220,6 +227,11 @@ async def test_a_kernel_that_cannot_send_again_gets_a_new_mount_and_no_caller_ha
                 os.close(fd)
 
     assert "open files are lost" in lost.reason
+
+
+def fails_or_is_answered(path: str) -> None:
+    with suppress(OSError):
+        os.stat(path + "-that-is-not-there")
 
 
 async def test_a_kernel_that_cannot_send_again_keeps_open_files_over_a_restart_on_purpose(tmp_path: Path) -> None:
@@ -252,6 +264,39 @@ async def test_a_worker_that_keeps_dying_is_given_up_and_the_mount_taken_away(tm
         (backing(config, "a") / "crash").unlink()
         assert isinstance(await answer(control, Mount(mount="a")), Done)
         await read(f"{config.mounts[0].path}/counts")
+
+
+@pytest.mark.parametrize("how", ["mute", "crash"])
+async def test_when_no_worker_can_be_had_the_connection_ends_and_is_tried_again(tmp_path: Path, how: str) -> None:
+    """A caller that waits must not wait for ever, and the directory must not stay a dead mount."""
+    config = configuration(tmp_path, "a")
+    mount = Path(config.mounts[0].path)
+    (backing(config, "a") / "f").write_text("still here\n")
+    rhythm = replace(FAST, start_patience=0.3, outage=1.0, deaths=1000, pauses=(0.2,), retry=0.5)
+    said: list[OSError | bytes] = []
+
+    def call() -> None:
+        try:
+            said.append((mount / "f").read_bytes())
+        except OSError as exc:
+            said.append(exc)
+
+    async with running(config, rhythm) as control, trio.open_nursery() as nursery:
+        (backing(config, "a") / how).touch()
+        os.kill((await status(control, "a")).pid or 0, signal.SIGKILL)
+        with trio.fail_after(15):
+            async with trio.open_nursery() as callers:
+                callers.start_soon(trio.to_thread.run_sync, call)
+                failed = await until(control, "a", state="failed")
+        found = mounting.find(str(mount))
+        (backing(config, "a") / how).unlink()
+        with trio.fail_after(15):
+            await until(control, "a", state="live")
+        nursery.cancel_scope.cancel()
+
+    assert "no worker has served for 1 s" in failed.reason
+    assert isinstance(said[0], OSError), said
+    assert found is None
 
 
 async def test_a_wrong_configuration_is_said_at_once_and_stops_no_other_mount(tmp_path: Path) -> None:
