@@ -61,8 +61,10 @@ class Rhythm:
     pauses: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
     """Before the next start, by deaths within `window`; the last one repeats."""
     short_life: float = 0.5
-    """A worker that has served for so long and was then killed (SIGKILL: the OOM killer, a person, our own watch) is
-    replaced at once and counts for nothing. All other deaths count:"""
+    killed_pause: float = 0.1
+    """A worker that was killed (SIGKILL: the OOM killer, a person, our own watch) did nothing wrong that we know of: it is
+    replaced at once, after this pause if it had served shorter than `short_life`, and only `outage` ends that. All other
+    deaths count:"""
     deaths: int = 10
     window: float = 60.0
     """so many within so long, and the mount is only read from then on (`WorkerStart.degraded`); so many again, and it is given
@@ -373,10 +375,11 @@ class Keeper:
         now, rhythm = trio.current_time(), self._rhythm
         if self._live_since is not None:
             self._outage_since = now
-            if ending.killed and now - self._live_since > rhythm.short_life:
-                return 0.0
         elif now - self._outage_since > rhythm.outage:
             raise StateError(f"no worker has served for {rhythm.outage:g} s, the last one: {ending.reason}")
+        if ending.killed:
+            lived = self._live_since is not None and now - self._live_since > rhythm.short_life
+            return 0.0 if lived else rhythm.killed_pause
         deaths.append(now)
         while deaths[0] < now - rhythm.window:
             deaths.popleft()
