@@ -52,9 +52,9 @@ def test_attributes_go_to_and_fro_between_two_containers(server: ServerProcess) 
         (place / "dangling").symlink_to("../nowhere/ü")
         (place / "kept.txt").write_text("kept")
         first.sync(place)
-        (place / "kept.txt").chmod(0o400)  # after the upload: a step of its own
+        os.setxattr(place / "kept.txt", "user.a", b"1")  # after the upload: a step of its own
+        (place / "kept.txt").chmod(0o400)
         os.utime(place / "kept.txt", ns=(MTIME, MTIME))
-        os.setxattr(place / "kept.txt", "user.a", b"1")
         (place / "bin" / "run.sh").rename(place / "bin" / "walk.sh")
         (place / "latest").rename(place / "newest")
         first.sync(place)

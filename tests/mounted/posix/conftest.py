@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,8 @@ def folder(apache: Rig, request: pytest.FixtureRequest) -> Iterator[Rig]:
     assert apache.mount.is_mount(), "without the mount both directories of a test are local, and nothing could fail"
     (apache.mount / name).mkdir()
     yield apache.below(name)
+    if os.geteuid() != 0:  # who may not look into a directory without bits
+        subprocess.run(["chmod", "-R", "u+rwX", apache.mount / name], check=True)
     shutil.rmtree(apache.mount / name)
 
 
