@@ -1,10 +1,11 @@
 # make demo    the main job on an embedded remote      (KEEP=1 leaves it mounted, STOP=1 ends what was kept)
 # make test    ruff, mypy --strict, pytest             (TESTS=tests/disk for a part, PYTEST_ARGS=-x for options)
+# make test-containers    the image in real containers, in each start mode (minutes; root, and an engine of its own)
 # make bench   nbmountd, rclone and a local directory  (ROWS=read,small, QUICK=1, JSON=result.json)
 #
 # Each target does its own set-up: system packages where they are missing (root or sudo), then .venv.
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-containers lint bench clean
 .DEFAULT_GOAL := test
 
 demo:
@@ -18,6 +19,10 @@ lint:
 
 test: lint
 	.venv/bin/pytest $(PYTEST_ARGS) $(TESTS)
+
+test-containers:
+	@tools/prepare containers
+	NBMOUNTD_TEST_CONTAINERS=1 .venv/bin/pytest $(PYTEST_ARGS) tests/containers
 
 bench:
 	@tools/prepare bench

@@ -61,20 +61,22 @@ def load_config(
     path: Path | None = None, *, environ: Mapping[str, str] = os.environ, system_file: Path = SYSTEM_FILE
 ) -> Config:
     """The configuration from `path`, else from the file that NBMOUNTD_CONFIG names, else from /etc and then the user's
-    file (which wins, key by key and mount by mount), else from the environment. Raises ConfigError.
+    file (which wins, key by key and mount by mount). The environment says what to mount where /etc and the user's file name
+    no mount. Raises ConfigError.
     """
     named = str(path) if path is not None else environ.get(VARIABLE, "")
     files = [Path(named)] if named else [file for file in (system_file, user_file(environ)) if file.is_file()]
     sources = [_read(file) for file in files]
-    if not sources:
+    if not named and not any("mount" in source.document for source in sources):
         mounts = environment_mounts(environ)
-        if not mounts:
+        if not mounts and not sources:
             raise ConfigError(
                 f"there is nothing to mount: no file {system_file} or {user_file(environ)}, none given by --config or "
                 f"{VARIABLE}, and the environment names no remote (ONEPROVIDER_HOST, WEBDAV_URL, D4SCIENCE_TOKEN, "
                 "NBMOUNTD_DATASETS)"
             )
-        sources = [_Source("the environment", "", {"mount": mounts})]
+        if mounts:
+            sources.append(_Source("the environment", "", {"mount": mounts}))
     return _build(sources, environ)
 
 
