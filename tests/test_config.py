@@ -163,10 +163,23 @@ def test_a_token_in_the_environment_goes_before_a_password(places: Places) -> No
     assert options == WebDAVOptions(url="https://b2drop.example/dav", token_env="WEBDAV_TOKEN")
 
 
-def test_a_file_goes_before_the_environment(places: Places) -> None:
+def test_mounts_of_a_file_go_before_the_environments(places: Places) -> None:
+    places.environ.update(WEBDAV_URL="https://b2drop.example/dav")
+    mine = '[[mount]]\nname = "mine"\npath = "~/mine"\nbackend = "directory"\nsource = "/srv"\n'
+
+    config = places.load_text(mine)
+
+    assert [mount.name for mount in config.mounts] == ["mine"]
+
+
+def test_a_file_without_mounts_leaves_them_to_the_environment(places: Places) -> None:
+    """An operator's file says where the cache is; what to mount comes from the hub."""
     places.environ.update(WEBDAV_URL="https://b2drop.example/dav")
 
-    assert places.load_text('[daemon]\nlog_level = "debug"\n').mounts == ()
+    config = places.load_text('[daemon]\nlog_level = "debug"\n')
+
+    assert [mount.name for mount in config.mounts] == ["b2drop"]
+    assert config.daemon.log_level == "debug"
 
 
 def test_nothing_at_all_is_an_error_that_says_where_it_looked(places: Places) -> None:
