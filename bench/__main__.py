@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from bench import requests, resume, workspace
+from bench.fuzz import INPUTS, QUICK_INPUTS, endure
 from bench.report import Report
 from bench.requests import count_requests
 from bench.resume import QUICK_SECONDS, SECONDS, survive
@@ -53,6 +54,7 @@ def main() -> int:
             inside = look_inside(systems[0], QUICK_SECONDS if arguments.quick else SECONDS, console)
             inside["workspace"] = workspace.measure(new(home / "workspace"), QUICK_CLONED if arguments.quick else CLONED)
             workspace.show(inside["workspace"], console)
+            inside["fuzz"] = endure(QUICK_INPUTS if arguments.quick else INPUTS, console)
     report.show(console)
     if arguments.json:
         measured = {"about": about(arguments), "rows": report.as_json(), **inside}
@@ -131,7 +133,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=rows, default=list(ROWS), help=f"which of {','.join(ROWS)}; default all")
     parser.add_argument("--quick", action="store_true", help="smaller sizes, one repetition")
     parser.add_argument("--repetitions", type=int, help="default 3, or 1 with --quick")
-    parser.add_argument("--no-inside", dest="inside", action="store_false", help="neither count requests nor kill workers")
+    parser.add_argument("--no-inside", dest="inside", action="store_false", help="no counting of requests, killing, fuzzing")
     parser.add_argument("--json", help="write everything measured to this file, too")
     parser.add_argument("--directory", help="a directory on the disk to use; default the system's temporary one")
     arguments = parser.parse_args()

@@ -106,6 +106,8 @@ def _read(path: Path) -> _Source:
         return _Source(str(path), text, tomllib.loads(text))
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{path}: is not TOML: {exc}") from exc
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deep") from None
 
 
 # --- the environment of a notebook -------------------------------------------------------------------------------------

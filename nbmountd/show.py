@@ -191,9 +191,12 @@ def _requests(reply: schema.RequestsReply) -> list[str]:
 
 def _event(reply: schema.Event) -> str:
     details = [f"{clean(str(name))}={clean(str(value))}" for name, value in reply.details.items()]
-    moment = time.strftime("%H:%M:%S", time.localtime(reply.at))
+    moment = _moment(reply.at, "%H:%M:%S")
     return " ".join(filter(None, [moment, clean(reply.mount), clean(reply.event), clean(reply.path), *details]))
 
 
-def _moment(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+def _moment(at: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
+    try:
+        return time.strftime(form, time.localtime(at))
+    except (ValueError, OverflowError, OSError):
+        return "?"

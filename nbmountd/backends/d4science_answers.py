@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from nbmountd.backends.http import SAFE_METHODS, Answer, error_of
+from nbmountd.backends.hygiene import NOT_JSON
 from nbmountd.errors import (
     RemoteDenied,
     RemoteError,
@@ -65,7 +66,7 @@ def exception_class(answer: Answer) -> str:
     """The exception that the service names, without its package; "" when there is none."""
     try:
         told: Any = msgspec.json.decode(answer.body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except NOT_JSON:
         told = answer.body[:200].decode("ascii", "replace").partition("@")[0]
     if isinstance(told, dict):
         told = told.get("exceptionClass")

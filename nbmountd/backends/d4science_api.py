@@ -19,6 +19,7 @@ from nbmountd.backends.base import Body
 from nbmountd.backends.d4science_answers import failure
 from nbmountd.backends.d4science_items import Item, parse_item, parse_list
 from nbmountd.backends.http import Answer, HTTPClient, Incoming, Receive
+from nbmountd.backends.hygiene import NOT_JSON
 from nbmountd.errors import RemoteProtocolError
 
 ACCEPT = "application/json, text/plain;q=0.9, */*;q=0.1"
@@ -253,5 +254,5 @@ def _segment(text: str) -> str:
 def _json(body: bytes, what: str) -> Any:
     try:
         return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except NOT_JSON:
         raise RemoteProtocolError(f"{what}: the answer is no JSON") from None

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from nbmountd.backends.d4science_names import decode
+from nbmountd.backends.hygiene import NOT_JSON
 from nbmountd.errors import RemoteProtocolError
 from nbmountd.model import Attributes, Entry, Kind, Version
 
@@ -123,7 +124,7 @@ def parse_item(body: bytes, what: str) -> Item:
     """The item of an answer. Raises RemoteProtocolError when there is none."""
     try:
         item = msgspec.json.decode(msgspec.json.decode(body, type=_One).item, type=Item)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except NOT_JSON as exc:
         raise RemoteProtocolError(f"{what}: the answer is no item: {_reason(exc)}") from None
     if not item.id:
         raise RemoteProtocolError(f"{what}: an item without an id")
@@ -134,13 +135,13 @@ def parse_list(body: bytes, what: str) -> tuple[list[Item], int]:
     """The items of a list, and how many there were with those that make no sense, which are logged and left out."""
     try:
         raw = msgspec.json.decode(body, type=_List).itemlist
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except NOT_JSON as exc:
         raise RemoteProtocolError(f"{what}: the answer is no list of items: {_reason(exc)}") from None
     items = []
     for each in raw:
         try:
             item = msgspec.json.decode(each, type=Item)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        except NOT_JSON as exc:
             log.warning("%s: left out an item that makes no sense: %s", what, _reason(exc))
             continue
         if item.id:

@@ -38,7 +38,7 @@ def expiry(token: str) -> float | None:
         return None
     try:
         claims = msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (binascii.Error, ValueError):  # msgspec.DecodeError is a ValueError
+    except (binascii.Error, ValueError, RecursionError):  # msgspec.DecodeError is a ValueError
         return None
     at = claims.get("exp") if isinstance(claims, dict) else None
     return float(at) if isinstance(at, (int, float)) and 0 < at < 2**40 else None

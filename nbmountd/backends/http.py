@@ -13,6 +13,7 @@ import email.message
 import http
 import http.client
 import io
+import logging
 import ssl
 import time
 import urllib.request
@@ -57,6 +58,8 @@ from nbmountd.errors import (
     VersionMismatch,
 )
 from nbmountd.threads import run_interruptible
+
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings quote headers that make no sense, which may echo ours
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "PROPFIND", "REPORT", "SEARCH"})
 """Methods that change nothing: no answer leaves no doubt."""

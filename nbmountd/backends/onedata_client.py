@@ -16,6 +16,7 @@ import trio
 
 from nbmountd.backends.base import Body, Sink
 from nbmountd.backends.http import Answer, HTTPStatistics, Incoming, Receive
+from nbmountd.backends.hygiene import NOT_JSON
 from nbmountd.backends.onedata_answers import (
     ATTRIBUTES,
     EVENTS_SINCE,
@@ -339,7 +340,7 @@ class _SinkFailed(Exception):
 def _decoded(content: bytes, kind: type[T], what: str) -> T:
     try:
         return msgspec.json.decode(content, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_JSON:
         raise RemoteProtocolError(f"{what}: the answer makes no sense") from None
 
 

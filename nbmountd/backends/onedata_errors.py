@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from nbmountd.backends.http import SAFE_METHODS, Answer, error_of, retry_after
+from nbmountd.backends.hygiene import NOT_JSON
 from nbmountd.errors import (
     NameRefused,
     ParentMissing,
@@ -96,7 +97,7 @@ def error_id(answer: Answer) -> tuple[str, str]:
     try:
         error = msgspec.json.decode(answer.body, type=_ErrorBody).error
         errno = msgspec.convert(error.details, _Details).errno if isinstance(error.details, dict) else None
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError):
+    except NOT_JSON:
         return "", ""
     return error.id, errno if isinstance(errno, str) else ""
 
@@ -127,7 +128,7 @@ def refusal_reason(body: bytes) -> str:
         nested = details.auth_error if isinstance(details.auth_error, dict) else {}
         caveat = nested["details"]["caveat"] if nested.get("id") == "tokenCaveatUnverified" else {}
         kind, value = str(caveat.get("type", "")), caveat.get("interface")
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+    except (*NOT_JSON, KeyError, TypeError, AttributeError):
         return "is refused"
     if kind == "interface" and value == "oneclient":
         return "is limited to oneclient, REST needs another"

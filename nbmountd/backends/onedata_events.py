@@ -17,6 +17,7 @@ import trio
 
 from nbmountd.backends.base import Change
 from nbmountd.backends.http import Incoming
+from nbmountd.backends.hygiene import NOT_JSON
 from nbmountd.backends.onedata_client import OnedataClient
 from nbmountd.errors import RemoteProtocolError, RemoteTimeout
 from nbmountd.model import Place
@@ -128,7 +129,7 @@ class Listener:
         if self._event in ("changedOrCreated", "deleted"):
             try:
                 parent = msgspec.json.decode(self._data, type=_Event).parent
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except NOT_JSON:
                 raise RemoteProtocolError("an event that makes no sense") from None
             if parent is not None:
                 self.parents.append(parent)

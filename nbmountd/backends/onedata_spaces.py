@@ -19,6 +19,7 @@ import msgspec
 import trio
 
 from nbmountd.backends.http import HTTPStatistics
+from nbmountd.backends.hygiene import NOT_JSON
 from nbmountd.backends.onedata_answers import parse_version
 from nbmountd.backends.onedata_client import API, OnedataClient
 from nbmountd.backends.onedata_tokens import (
@@ -191,7 +192,7 @@ class Spaces:
         answer, content = await client.send("GET", f"{API}/configuration", None)
         try:
             configuration = msgspec.json.decode(content, type=_Configuration)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except NOT_JSON:
             raise RemoteProtocolError(f"{self._preferred} is no Oneprovider (status {answer.status})") from None
         finally:
             await client.aclose()

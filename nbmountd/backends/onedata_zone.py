@@ -15,6 +15,7 @@ import msgspec
 from nbmountd.backends.base import Body
 from nbmountd.backends.credentials import anonymous
 from nbmountd.backends.http import Answer, HTTPClient, HTTPStatistics, Incoming, Receive, Send
+from nbmountd.backends.hygiene import NOT_JSON
 from nbmountd.backends.onedata_errors import error_of_answer, refusal_reason
 from nbmountd.backends.onedata_tokens import TokenRefused
 from nbmountd.errors import ConfigError, RemoteProtocolError
@@ -196,5 +197,5 @@ def _decoded(answer: Answer, content: bytes, kind: type[T], what: str) -> T:
         raise error_of_answer(answer, f"POST {what}")
     try:
         return msgspec.json.decode(content, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except NOT_JSON:
         raise RemoteProtocolError(f"Onezone's answer for {what} makes no sense") from None

@@ -26,6 +26,7 @@ import trio
 
 from nbmountd.backends.base import Backend, Body, Change, Piece, Sink, Telling, Ticket
 from nbmountd.backends.health import Event, HealthState
+from nbmountd.backends.hygiene import fit, fit_entries
 from nbmountd.errors import RemoteError, RemoteTimeout, RemoteUnavailable, RemoteUnsupported, Unauthenticated
 from nbmountd.model import Attributes, Capabilities, Entry, Health, Kind, Place, Quota, Version
 
@@ -215,10 +216,10 @@ class PolicyBackend:
         return await self._connect(self._deadline)
 
     async def stat(self, place: Place) -> Entry:
-        return await self._look("stat", partial(self._backend.stat, place))
+        return fit(await self._look("stat", partial(self._backend.stat, place)))
 
     async def list(self, place: Place) -> Listing:
-        return await self._look("list", partial(self._backend.list, place))
+        return fit_entries(await self._look("list", partial(self._backend.list, place)), place)
 
     async def quota(self) -> Quota:
         return await self._look("quota", self._backend.quota)
@@ -266,7 +267,7 @@ class PolicyBackend:
                 place, watched, replaces=replaces, attributes=attributes, ticket=ticket
             )
 
-        return await self._repeat(call, partial(self._with_progress, call, attempt))
+        return fit(await self._repeat(call, partial(self._with_progress, call, attempt)))
 
     async def write_ranges(
         self, place: Place, pieces: Sequence[Piece], size: int, *, replaces: Version, attributes: Attributes
@@ -277,27 +278,26 @@ class PolicyBackend:
         attempt = partial(
             self._backend.write_ranges, place, watched, size, replaces=replaces, attributes=attributes
         )
-        return await self._repeat(call, partial(self._with_progress, call, attempt))
+        return fit(await self._repeat(call, partial(self._with_progress, call, attempt)))
 
     async def make_directory(self, place: Place, attributes: Attributes) -> Entry:
-        return await self._change("make_directory", partial(self._backend.make_directory, place, attributes))
+        return fit(await self._change("make_directory", partial(self._backend.make_directory, place, attributes)))
 
     async def make_symlink(self, place: Place, target: str, attributes: Attributes) -> Entry:
-        return await self._change("make_symlink", partial(self._backend.make_symlink, place, target, attributes))
+        return fit(await self._change("make_symlink", partial(self._backend.make_symlink, place, target, attributes)))
 
     async def move(
         self, source: Place, target: Place, *, kind: Kind, version: Version | None, replaces: Version | None
     ) -> Entry:
         moving = partial(self._backend.move, source, target, kind=kind, version=version, replaces=replaces)
-        return await self._change("move", moving)
+        return fit(await self._change("move", moving))
 
     async def remove(self, place: Place, *, kind: Kind, version: Version | None) -> None:
         await self._change("remove", partial(self._backend.remove, place, kind=kind, version=version))
 
     async def set_attributes(self, place: Place, attributes: Attributes, *, kind: Kind) -> Entry:
-        return await self._change(
-            "set_attributes", partial(self._backend.set_attributes, place, attributes, kind=kind)
-        )
+        setting = partial(self._backend.set_attributes, place, attributes, kind=kind)
+        return fit(await self._change("set_attributes", setting))
 
     async def tell(self, place: Place, name: str) -> bytes:
         if not isinstance(self._backend, Telling):
