@@ -81,11 +81,13 @@ def _run(config: Path | None, passed: dict[str, int], helper: str | None) -> Non
     """Mount everything that is configured and serve it, in the foreground."""
     from nbmountd import handover, ways
     from nbmountd.fuse import borrow
+    from nbmountd.privileges import keep_memory_private
 
     if helper:
         os.environ[borrow.VARIABLE] = helper
     if not passed and not borrow.is_named() and not {handover.VARIABLE, "LISTEN_FDS"} & os.environ.keys():
         ways.choose(trials=False)  # raises NoWayToMount
+    keep_memory_private()
     import trio
 
     from nbmountd import launch, log, supervisor

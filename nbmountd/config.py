@@ -161,3 +161,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     mounts: tuple[MountConfig, ...]
     source: str = ""
     """Where it came from, for messages."""
+
+
+def secret_variables(config: Config) -> tuple[str, ...]:
+    """The environment variables that hold credentials of mounts."""
+    found = {
+        str(getattr(mount.options, key) or "")
+        for mount in config.mounts
+        for key in mount.options.__struct_fields__
+        if key.endswith("_env")
+    }
+    return tuple(sorted(found - {""}))

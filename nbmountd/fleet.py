@@ -6,6 +6,7 @@ change of the list happens between two awaits, and one reload at a time.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import msgspec
 import trio
 
 from nbmountd import systemd
-from nbmountd.config import Config, MountConfig
+from nbmountd.config import Config, MountConfig, secret_variables
 from nbmountd.control.schema import Done, Failed
 from nbmountd.errors import NbmountdError
 from nbmountd.fuse import mounting
@@ -105,7 +106,7 @@ class Fleet:
         all_workers = msgspec.structs.replace(daemon, drain_timeout=self.config.daemon.drain_timeout) != self.config.daemon
         configure(daemon.log_level, daemon.log_format)
         self.config = msgspec.structs.replace(config, daemon=daemon)
-        self.resources.daemon = daemon
+        self.resources.daemon, self.resources.hidden = daemon, secret_variables(config)
         wanted = {mount.name: mount for mount in config.mounts}
         for keeper in list(self.keepers):
             new = wanted.pop(keeper.mount.name, None)
@@ -139,10 +140,13 @@ class Fleet:
 
     async def try_installed(self) -> Failed | None:
         """None if what is installed now can at least be started; else why not, and nothing has happened."""
+        environ = {name: value for name, value in os.environ.items() if name not in self.resources.hidden}
+
         def run() -> subprocess.CompletedProcess[bytes]:
             return subprocess.run(
-                [sys.executable, "-c", _TRIAL], capture_output=True, timeout=_TRIAL_LIMIT, check=False, stdin=subprocess.DEVNULL
-            )
+                [sys.executable, "-c", _TRIAL], capture_output=True, timeout=_TRIAL_LIMIT, check=False,
+                stdin=subprocess.DEVNULL, env=environ,
+            )  # fmt: skip
 
         try:
             tried = await trio.to_thread.run_sync(run)

@@ -108,6 +108,8 @@ class Resources:
     passed: dict[str, int] = field(default_factory=dict)
     """Connections that somebody else mounted, by mount name; each is used once."""
     environ: Mapping[str, str] = field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
+    """Variables with credentials (`config.secret_variables`)."""
 
 
 class Keeper:
@@ -435,6 +437,7 @@ class Keeper:
             "gid": gid,
             "held_fd": launch.Descriptor(holding.held_fd),
             "degraded": self._degraded,
+            "hidden": self._resources.hidden,
         }
         return await self._in_thread(
             partial(self._resources.server.start, self.mount.name, fields, self._resources.lock_fd)

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TextIO
 from urllib.parse import quote
 
@@ -29,10 +29,13 @@ _LEVELS: Mapping[str, int] = {
 
 # --- secrets -----------------------------------------------------------------------------------------------------------
 
+MOST_SECRETS = 64
+"""Values remembered: hourly tokens would pile up, and each line is searched for all of them. The oldest are forgotten."""
 _WORDLIKE_BELOW = 6  # a shorter secret is masked only as a whole word, or it would shred ordinary text
 
 _secrets_lock = threading.Lock()
-_secrets: set[str] = set()
+_secrets: dict[str, None] = {}
+"""Values, the latest registered last."""
 _secret_pattern: re.Pattern[str] | None = None
 
 _SHAPES = (
@@ -50,12 +53,20 @@ def register_secret(value: str) -> None:
     if not value:
         return
     with _secrets_lock:
-        _secrets.update((value, quote(value, safe=""), quote(value), json.dumps(value)[1:-1], repr(value)[1:-1]))
-        _secret_pattern = _pattern_of(_secrets)
+        known = value in _secrets
+        _secrets.pop(value, None)
+        _secrets[value] = None
+        if not known:
+            while len(_secrets) > MOST_SECRETS:
+                del _secrets[next(iter(_secrets))]
+            _secret_pattern = _pattern_of(_secrets)
 
 
-def _pattern_of(secrets: Collection[str]) -> re.Pattern[str] | None:
-    """What matches any of them, the longest first."""
+def _pattern_of(values: Iterable[str]) -> re.Pattern[str] | None:
+    """What matches any of them, however it is written, the longest first."""
+    secrets: set[str] = set()
+    for value in values:
+        secrets.update((value, quote(value, safe=""), quote(value), json.dumps(value)[1:-1], repr(value)[1:-1]))
     if not secrets:
         return None
     return re.compile(

@@ -8,12 +8,13 @@ from __future__ import annotations
 import ctypes
 import os
 import pwd
+import resource
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nbmountd.errors import ConfigError, StateError
 
-_PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 
 
 def owner_of_mounts(paths: Iterable[str], environ: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
@@ -57,6 +58,15 @@ def drop_privileges(uid: int, gid: int) -> None:
         raise StateError(f"PR_SET_NO_NEW_PRIVS: {os.strerror(ctypes.get_errno())}")
     if os.getresuid() != (uid, uid, uid):
         raise StateError(f"this process is uid {os.geteuid()} and cannot become uid {uid}")
+
+
+def keep_memory_private() -> None:
+    """No core dump of this process and its children, and no look into its memory and first environment by processes of the same
+    user (prctl(2), PR_SET_DUMPABLE: ptrace and most of /proc/pid belong to root then). Lasts until another program is executed,
+    or the user changes; call it again then.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _group_of(uid: int, default: int | None = None) -> int:

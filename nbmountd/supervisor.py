@@ -17,7 +17,7 @@ from pathlib import Path
 import trio
 
 from nbmountd import activity, exporter, handover, insight, launch, ownership, places, systemd
-from nbmountd.config import Config
+from nbmountd.config import Config, secret_variables
 from nbmountd.control.schema import Failed
 from nbmountd.control.server import open_listener, serve_requests
 from nbmountd.fleet import Fleet
@@ -73,6 +73,7 @@ async def run(
         resources = Resources(
             config.daemon, server, owner, socket_path.parent / "workers", lifeline_fd, lock_fd, rhythm=rhythm or Rhythm(),
             kernel_flags=kernel_flags, passed=dict(passed or {}), environ=environ,
+            hidden=secret_variables(config),
         )  # fmt: skip
         try:
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1) as signals:

@@ -49,7 +49,7 @@ from nbmountd.fuse.operations import Operations
 from nbmountd.insight import dump_on_signal
 from nbmountd.log import configure, get_logger
 from nbmountd.model import Capabilities, Health
-from nbmountd.privileges import drop_privileges
+from nbmountd.privileges import drop_privileges, keep_memory_private
 from nbmountd.sync.engine import Engine
 from nbmountd.sync.settle import Settle
 from nbmountd.sync.steps import Steps
@@ -88,6 +88,8 @@ class WorkerStart:
     gid: int | None
     held_fd: Any = None
     degraded: bool = False
+    hidden: tuple[str, ...] = ()
+    """Environment variables that hold credentials: no child of ours gets them."""
 
 
 def run_worker(start: WorkerStart) -> None:
@@ -95,6 +97,7 @@ def run_worker(start: WorkerStart) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor says when to stop
     if start.uid is not None and start.gid is not None:
         drop_privileges(start.uid, start.gid)
+    keep_memory_private()
     configure(start.daemon.log_level, start.daemon.log_format, start.mount.name)
     trio.run(_serve, start)
 
@@ -138,6 +141,8 @@ async def _serve(start: WorkerStart) -> None:
     disk = open_state(state, cache, lambda count: budgets[0].reserve(count))
     database, store = disk.database, disk.store
     driver, credential, traffic = make_backend(mount)
+    for name in start.hidden:
+        os.environ.pop(name, None)  # the driver has taken its own
     backend = PolicyBackend(driver, deadline=mount.request_deadline, credential=credential)
     notifier = KernelNotifier(expire_only=Flag.HAS_EXPIRE_ONLY in start.agreement.flags)
     nodes = Nodes(mount, database, store, notifier, held=Held(start.held_fd))

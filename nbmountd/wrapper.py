@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nbmountd import namespace, ways
 from nbmountd.companion import Foreign, Own, running, say
-from nbmountd.config import Config
+from nbmountd.config import Config, secret_variables
 from nbmountd.configfile import load_config
 from nbmountd.errors import NbmountdError
 from nbmountd.fuse import borrow
@@ -85,10 +85,7 @@ def _enter_namespace() -> bool:
 def _without_secrets(config: Config | None, environ: Mapping[str, str]) -> dict[str, str]:
     """The command's environment: ours, less the variables that hold credentials of mounts."""
     hidden = {UNSET, *_names(environ.get(UNSET, ""))}
-    for mount in config.mounts if config is not None else ():
-        for key in mount.options.__struct_fields__:
-            if key.endswith("_env"):
-                hidden.add(getattr(mount.options, key) or "")
+    hidden |= set() if config is None else set(secret_variables(config))
     hidden -= _names(environ.get(KEEP, ""))
     return {name: value for name, value in environ.items() if name not in hidden}
 

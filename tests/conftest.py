@@ -16,7 +16,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(autouse=True)
 def no_secrets_of_other_tests() -> Iterator[None]:
     """What one test calls a secret would be masked in the log lines that another looks for."""
-    known = set(log._secrets)
+    known = dict(log._secrets)
     yield
-    log._secrets.intersection_update(known)
+    log._secrets.clear()
+    log._secrets.update(known)
     log._secret_pattern = log._pattern_of(known)

@@ -291,7 +291,7 @@ def _make_directory(path: str, uid: int, gid: int) -> None:
             raise MountError(f"{path} cannot be made: {exc.strerror}; make it, or choose another path") from exc
         return
     made = subprocess.run(
-        ["mkdir", "-p", "-m", "755", "--", path], user=uid, group=gid, extra_groups=[], cwd="/",
+        ["mkdir", "-p", "-m", "755", "--", path], user=uid, group=gid, extra_groups=[], cwd="/", env=_clean_environment(),
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=HELPER_TIMEOUT, check=False,
     )  # fmt: skip
     if made.returncode:
@@ -391,7 +391,7 @@ def _mount_by_helper(path: str, source: str, *, read_only: bool, allow_other: bo
 
 
 def _run_helper(arguments: list[str], commfd: int | None = None) -> subprocess.CompletedProcess[bytes]:
-    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+    environment = _clean_environment()
     if commfd is not None:
         environment["_FUSE_COMMFD"] = str(commfd)
     try:
@@ -401,6 +401,11 @@ def _run_helper(arguments: list[str], commfd: int | None = None) -> subprocess.C
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise MountError(f"{HELPER} cannot be run: {exc}") from exc
+
+
+def _clean_environment() -> dict[str, str]:
+    """For programs that need nothing of ours, and no credential."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
 
 
 def _helper_text(done: subprocess.CompletedProcess[bytes]) -> str:
