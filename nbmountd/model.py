@@ -66,8 +66,9 @@ class Entry:
 
     `version` of a directory changes at least when its own listing does, where the remote has such a thing; None where
     it has not. `size` is None when the remote does not tell. `writable` and `removable` are the remote's own word on
-    permissions. `checksums` maps an upper-case algorithm name to a lower-case hex digest. `details` is shown by
-    `explain` and nothing else.
+    permissions. `border`: a directory that is a world of its own (a space, a shared folder): nothing is moved into it or
+    out of it, and it stays where it is. `checksums` maps an upper-case algorithm name to a lower-case hex digest.
+    `details` is shown by `explain` and nothing else.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Entry:
     attributes: Attributes = Attributes()
     writable: bool = True
     removable: bool = True
+    border: bool = False
     checksums: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, str] = field(default_factory=dict)
 

@@ -23,9 +23,9 @@ from nbmountd.backends.base import Body, Change, Piece, Sink, Ticket
 from nbmountd.backends.d4science_answers import Unclear, refuses_the_token
 from nbmountd.backends.d4science_api import StorageHub
 from nbmountd.backends.d4science_changes import Changes
-from nbmountd.backends.d4science_items import Item, entry_of, version_of
+from nbmountd.backends.d4science_items import VRE_FOLDERS, Item, entry_of, version_of
 from nbmountd.backends.d4science_names import MAX_NAME_BYTES, encode
-from nbmountd.backends.d4science_places import VRE_FOLDERS, Places
+from nbmountd.backends.d4science_places import Places
 from nbmountd.backends.d4science_read import Download
 from nbmountd.backends.d4science_token import credential_of, secret_for
 from nbmountd.backends.d4science_told import Told

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 LARGEST_SIZE = 2**62
 
+VRE_FOLDERS = "nbmountd:vre-folders"
+"""The id of the directory that shows the VRE folders. It is ours: the server keeps them where no listing shows them."""
+
 FOLDERS = frozenset({"nthl:workspaceItem", "nthl:workspaceSharedItem", "nthl:workspaceVreItem"})
 SHARES = frozenset({"nthl:workspaceSharedItem", "nthl:workspaceVreItem"})
 FILES = frozenset({"nthl:externalFile", "nthl:externalImage", "nthl:externalPdf"})
@@ -213,6 +216,7 @@ def entry_of(item: Item, name: str, *, writable: bool = True) -> Entry:
         Attributes(mode=_mode(item), mtime_ns=_mtime_ns(item)),
         writable=writable,
         removable=writable and not item.is_share,
+        border=item.is_share or item.id == VRE_FOLDERS,
         details=details_of(item),
     )
 

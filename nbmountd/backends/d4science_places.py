@@ -11,13 +11,10 @@ from contextlib import suppress
 
 from nbmountd.backends.d4science_answers import Unclear
 from nbmountd.backends.d4science_api import StorageHub
-from nbmountd.backends.d4science_items import Item, shown_name, shown_names, with_id
+from nbmountd.backends.d4science_items import VRE_FOLDERS, Item, shown_name, shown_names, with_id
 from nbmountd.backends.d4science_names import encode
 from nbmountd.errors import NameRefused, ParentMissing, RemoteDenied, RemoteError, RemoteExists, RemoteNotFound
 from nbmountd.model import Kind, Place
-
-VRE_FOLDERS = "nbmountd:vre-folders"
-"""The id of the directory that shows the VRE folders. It is ours: the server keeps them where no listing shows them."""
 
 
 class Places:

@@ -12,8 +12,8 @@ from typing import Any
 
 from nbmountd.backends.d4science_answers import Unclear
 from nbmountd.backends.d4science_api import StorageHub
-from nbmountd.backends.d4science_items import Item, details_of
-from nbmountd.backends.d4science_places import VRE_FOLDERS, Places
+from nbmountd.backends.d4science_items import VRE_FOLDERS, Item, details_of
+from nbmountd.backends.d4science_places import Places
 from nbmountd.errors import RemoteDenied, RemoteNotFound, RemoteUnsupported
 from nbmountd.model import Kind, Place
 

@@ -299,7 +299,7 @@ class OnedataBackend:
     def _space_entry(self, space: Space) -> Entry:
         details = {"space": space.id, "providers": ", ".join(client.authority for client in space.clients)}
         return Entry(
-            space.shown, Kind.DIRECTORY, id=space.id, writable=space.writable, removable=False, details=details
+            space.shown, Kind.DIRECTORY, id=space.id, writable=space.writable, removable=False, border=True, details=details
         )
 
     async def _entry(

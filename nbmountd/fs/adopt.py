@@ -40,7 +40,10 @@ def adopt(nodes: Nodes, directory: Node, entries: Iterable[Entry], mark: int) ->
     skip |= nodes.doubts.names(directory.ino) | {name for name, node in known.items() if node.ino in nodes.doubts}
     changed = False
     fresh: list[Entry] = []
+    borders: list[str] = []
     for entry in entries:
+        if entry.border:
+            borders.append(entry.name)
         node = known.pop(entry.name, None)
         if entry.name in skip:
             continue
@@ -66,6 +69,7 @@ def adopt(nodes: Nodes, directory: Node, entries: Iterable[Entry], mark: int) ->
         with database.transaction() as change:
             for entry in fresh[start : start + BATCH]:
                 changed |= _new(nodes, change, directory, entry, unknown)
+    nodes.borders.learn(directory, borders)
     values: dict[str, Any] = {}
     if not directory.listed:
         values["listed"] = True

@@ -204,8 +204,9 @@ class FileSystem:
         if node.kind is not Kind.FILE:
             raise NotPermitted(name)
         directory = await self._check_free(parent, name)
-        if self.nodes.get(ino).removed:
+        if node.parent is None:
             raise NotFound(name)
+        self._check_borders(node, self.nodes.get(node.parent), directory)
         self._insert(directory, name, Kind.FILE, node.mode, link_of=ino, unsent=True)
         with self.nodes.transaction() as change:
             change.update(node, ctime_ns=self.nodes.now()[0])
@@ -224,6 +225,8 @@ class FileSystem:
         node = await self._child_to_change(parent, name)
         if not node.is_directory:
             raise NotADirectory(name)
+        if self.nodes.borders.is_border(node):
+            raise AccessDenied(name)
         await self._check_empty(node)
         if self.nodes.database.child(parent, name) is not node:
             raise NotFound(name)  # others removed it meanwhile
@@ -284,6 +287,9 @@ class FileSystem:
                 raise IsADirectory(new_name)
         local_only = self._local_only_after(node, target_directory, new_name)
         old_directory = self.nodes.get(parent)
+        self._check_borders(node, old_directory, target_directory)
+        if target is not None and self.nodes.borders.is_border(target):
+            raise AccessDenied(new_name)
         now_ns, now = self.nodes.now()
         with self.nodes.transaction() as change:
             if target is not None:
@@ -314,8 +320,19 @@ class FileSystem:
             raise CrossDevice(name)
         return local_only
 
+    def _check_borders(self, node: Node, directory: Node, target_directory: Node) -> None:
+        """Raises CrossDevice when the remote cannot take the node from one directory to the other (mv and shutil copy then),
+        AccessDenied when it is, or holds, what stays where it is (a copy would empty that)."""
+        borders = self.nodes.borders
+        if borders.is_border(node) or (node.is_directory and borders.below(node)):
+            raise AccessDenied(node.name)
+        if directory is not target_directory and borders.world(directory) != borders.world(target_directory):
+            raise CrossDevice(node.name)
+
     def _exchange(self, one: Node, other: Node) -> None:
         here, there = self.nodes.get(one.parent or ROOT_INODE), self.nodes.get(other.parent or ROOT_INODE)
+        self._check_borders(one, here, there)
+        self._check_borders(other, there, here)
         one_local = self._local_only_after(one, there, other.name)
         other_local = self._local_only_after(other, here, one.name)
         now_ns, now = self.nodes.now()

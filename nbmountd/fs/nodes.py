@@ -23,6 +23,7 @@ from nbmountd.config import MountConfig
 from nbmountd.disk.content import ContentStore
 from nbmountd.disk.database import Database, Node, Transaction
 from nbmountd.errors import NotADirectory, NotFound, StaleFile
+from nbmountd.fs.borders import Borders
 from nbmountd.fs.conflicts import conflict_name
 from nbmountd.fs.doubts import Doubts
 from nbmountd.fs.held import Held
@@ -82,6 +83,7 @@ class Nodes:
         self.writers: Counter[int] = Counter()
         self.aliases: Counter[int] = Counter(database.count_aliases())
         """How many further names (hard links) a file has."""
+        self.borders = Borders(database)
         self._clock = itertools.count(1)
         self._touched: dict[tuple[int, str], float] = {}
         self._listings: set[int] = set()

@@ -72,6 +72,10 @@ class Door:
         values = json.loads(body)
         return self._tree.make_share(**values).id
 
+    def do_hang(self, arguments: dict[str, str], body: bytes) -> None:
+        """The user keeps a shared folder in another folder of his."""
+        self._tree.nodes[arguments["id"]].clones[arguments["user"]] = arguments["folder"]
+
     def do_overlaps(self, arguments: dict[str, str], body: bytes) -> dict[str, int]:
         return dict(self._overlaps)
 
