@@ -36,6 +36,11 @@ def make_samples(directory: Path) -> None:
             file.write(random.bytes(8 * MIB))
 
 
+def notebook_text(title: str) -> str:
+    """A notebook as it is in its file."""
+    return str(nbformat.writes(notebook(title)))
+
+
 def notebook(title: str) -> nbformat.NotebookNode:
     """A notebook with `title` and a cell that reads the CSV."""
     code = "import pandas\npandas.read_csv('stations.csv').groupby('station').temperature.mean()"

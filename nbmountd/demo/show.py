@@ -11,7 +11,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -20,6 +20,7 @@ import pandas
 from rich.console import Console
 from rich.filesize import decimal
 
+from nbmountd.demo.further import Further, further_remotes
 from nbmountd.demo.samples import LARGE_FILE, MIB, SMALL_FILES, make_samples, notebook
 from nbmountd.demo.stage import NAME, Stage, program
 
@@ -43,9 +44,12 @@ class Show:
         originals = digests(stage.remote)
         self._say(f"{url} serves {len(originals)} files, {decimal(total_size(stage.remote))}")
 
+        further = further_remotes()
+        if not further:
+            self._say("Stand-ins for D4Science and the like come with the source tree only; they are left out.")
         self._step(f"nbmountd run: the remote becomes the directory {stage.mount}")
         with self._timed("live"):
-            stage.start_daemon(url)
+            stage.start_daemon(url, {each.name: each.start(stage) for each in further})
         self._list()
         self._read()
         self._write()
@@ -70,13 +74,17 @@ class Show:
         wrong = sorted(name for name in arrived.keys() | expected.keys() if arrived.get(name) != expected.get(name))
         self._check(f"{len(expected)} files are there, each with the right bytes", not wrong, ", ".join(wrong[:5]))
 
+        for each in further:
+            self._step(each.title)
+            each.show(stage, stage.mount.with_name(each.name), self._check)
+
         if keep and not self._failed:
             return self._leave_running()
         self._step("Stop")
         with self._timed("stopped"):
             ended = stage.stop_daemon()
         self._check("nbmountd drained, unmounted and ended", ended == 0 and not stage.mounts(), f"status {ended}")
-        return self._end(len(expected))
+        return self._end(len(expected), further)
 
     # --- the steps -----------------------------------------------------------------------------------------------------
 
@@ -154,14 +162,16 @@ class Show:
         )
         return 0
 
-    def _end(self, files: int) -> int:
+    def _end(self, files: int, further: Sequence[Further]) -> int:
         self._console.rule(style="dim")
         if self._failed:
             self._console.print(f"[red]{self._failed} check(s) failed; the daemon's log:[/]")
             self._console.print(self._stage.log.read_text(errors="replace")[-5000:], markup=False)
             return 1
         self._console.print(
-            f"A WebDAV server was an ordinary directory ({NAME}): pandas, h5py and a notebook's save worked on it unchanged.\n"
+            f"A WebDAV server was an ordinary directory ({NAME}): pandas, h5py and a notebook's save worked on it unchanged"
+            + "".join(f", and so was {each.what} ({each.name})" for each in further)
+            + ".\n"
             "Reading fetched what was asked for, writing returned at once, and status, queue and sync told when it was safe.\n"
             f"All {files} files were on the server byte by byte, no file's time had moved, and nothing was left behind.",
             soft_wrap=True,

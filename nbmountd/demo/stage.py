@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import secrets
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -98,25 +99,33 @@ class Stage:
         """Starts the WebDAV server over `remote` and returns its address."""
         self.remote.mkdir(exist_ok=True)
         password = secrets.token_urlsafe(12)
-        with (self.home / "server.log").open("wb") as log:
-            server = subprocess.Popen(
-                [sys.executable, "-m", "nbmountd.demo.server", str(self.remote)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                env=self.environment, start_new_session=True, text=True,
-            )
-        assert server.stdin is not None and server.stdout is not None
-        with server.stdin, server.stdout:
-            server.stdin.write(f"{USER}\n{password}\n")
-            server.stdin.flush()
-            port = server.stdout.readline().strip()
-        if not port:
-            raise StageError(f"the WebDAV server did not start: {(self.home / 'server.log').read_text()}")
+        port = self.start_python("-m", "nbmountd.demo.server", str(self.remote), told=f"{USER}\n{password}\n")
         (self.home / "password").touch(mode=0o600)
         (self.home / "password").write_text(password)
         return f"http://127.0.0.1:{port}/"
 
-    def start_daemon(self, url: str) -> MountStatus:
-        """Starts `nbmountd run` over the server and returns the mount's status once it is live."""
+    def start_python(self, *arguments: str | Path, told: str = "") -> int:
+        """Starts a server in a Python process of this home and returns the port that it says on standard output first.
+        `told` is written to its standard input."""
+        output = self.home / "server.log"
+        with output.open("ab") as log:
+            server = subprocess.Popen(
+                [sys.executable, *arguments],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                env=self.environment, start_new_session=True, text=True,
+            )  # fmt: skip
+        assert server.stdin is not None and server.stdout is not None
+        with server.stdin, server.stdout:
+            with contextlib.suppress(BrokenPipeError):
+                server.stdin.write(told)
+                server.stdin.flush()
+            port = server.stdout.readline().strip()
+        if not port:
+            raise StageError(f"{arguments[0]} did not start: {output.read_text()}")
+        return int(port)
+
+    def start_daemon(self, url: str, further: Mapping[str, Mapping[str, object]]) -> None:
+        """Starts `nbmountd run` over the server, and over `further` remotes (name -> keys), and returns when all are live."""
         self.runtime.mkdir(mode=0o700, exist_ok=True)
         self.mount.parent.mkdir(exist_ok=True)
         config = self.home / "config.toml"
@@ -126,6 +135,11 @@ class Stage:
             "[[mount]]\n"
             f'name = "{NAME}"\npath = "{self.mount}"\n'
             f'backend = "webdav"\nurl = "{url}"\nuser = "{USER}"\npassword_file = "{self.home}/password"\n'
+            + "".join(
+                f'\n[[mount]]\nname = "{name}"\npath = "{self.mount.with_name(name)}"\n'
+                + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+                for name, keys in further.items()
+            )
         )
         with self.log.open("ab") as log:
             self._daemon = subprocess.Popen(
@@ -137,20 +151,25 @@ class Stage:
             if self._daemon.poll() is not None:
                 raise StageError(f"nbmountd ended with {self._daemon.returncode}:\n{self.log.read_text()}")
             with contextlib.suppress(ControlError):
-                status = self.status()
-                if status.state == "live":
-                    return status
-                if status.state != "starting":
-                    raise StageError(f"the mount is {status.state}: {status.reason}")
+                mounts = self.statuses()
+                if all(mount.state == "live" for mount in mounts):
+                    return
+                for mount in mounts:
+                    if mount.state not in ("starting", "live"):
+                        raise StageError(f"{mount.name} is {mount.state}: {mount.reason}")
             time.sleep(0.02)
         raise StageError(f"the mount was not ready after 30 seconds:\n{self.log.read_text()}")
 
     def status(self) -> MountStatus:
-        """What the daemon says of the mount. Raises ControlError when it does not answer."""
+        """What the daemon says of the first mount. Raises ControlError when it does not answer."""
+        return self.statuses()[0]
+
+    def statuses(self) -> tuple[MountStatus, ...]:
+        """What it says of all mounts. Raises ControlError."""
         *_, reply = ask_sync(self.runtime / "nbmountd" / "control.sock", Status(), timeout=30)
         if not isinstance(reply, StatusReply):
             raise ControlError(f"unexpected answer: {reply}")
-        return reply.mounts[0]
+        return reply.mounts
 
     def ctl(self, *arguments: str) -> int:
         """Runs `nbmountctl` as the user would, on the user's terminal; returns its exit status."""

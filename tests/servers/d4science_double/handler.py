@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 import urllib.parse
 import uuid
@@ -32,12 +33,13 @@ ONE_CHANGE = 1024 * 1024
 class Double:
     """What all requests share."""
 
-    def __init__(self, port: int, payloads: Path, log: Path) -> None:
+    port = 0
+
+    def __init__(self, payloads: Path, log: Path) -> None:
         self.settings = Settings()
         self.tree = Tree(self.settings, payloads)
         self.tokens = Tokens()
         self.hooks = Hooks()
-        self.port = port
         self.log = log
         self.lock = threading.Lock()
         self.links: dict[str, str] = {}
@@ -542,14 +544,18 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def serve(port: int, work: Path, log: Path) -> None:
-    """Serves until the process is ended."""
+    """Serves until the process is ended; says on standard output on which port, which may be 0 for any."""
     payloads = work / "payloads"
     payloads.mkdir(exist_ok=True)
-    double = Double(port, payloads, log)
+    double = Double(payloads, log)
     handler: Callable[..., Handler] = type("Bound", (Handler,), {"double": double})
 
     class Server(ThreadingHTTPServer):
         request_queue_size = 64
         daemon_threads = True
 
-    Server(("127.0.0.1", port), handler).serve_forever()
+    server = Server(("127.0.0.1", port), handler)
+    double.port = server.server_address[1]
+    sys.stdout.write(f"{double.port}\n")
+    sys.stdout.flush()
+    server.serve_forever()
