@@ -28,5 +28,5 @@ class SabreServer(ServerProcess):
 
     def command(self) -> list[str]:
         script = str(Path(__file__).with_name("sabre.php"))
-        limits = ["-d", "memory_limit=-1", "-d", "post_max_size=0"]
+        limits = ["-d", "memory_limit=-1", "-d", "post_max_size=0", "-d", f"opcache.lockfile_path={self.work}"]
         return [program("php", PACKAGES), *limits, "-S", f"127.0.0.1:{self.port}", script]
