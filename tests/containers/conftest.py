@@ -137,9 +137,10 @@ def mode_p(home: Home) -> list[str]:
     (home.base / "helper").mkdir()
     helper = home.container(
         "helper",
-        ["--user=0:0", "--entrypoint=nbmountd", "--device", f"{home.device}:/dev/fuse", "--cap-add=SYS_ADMIN",
+        ["--user=0:0", "--entrypoint=nbmountd", "--device", f"{home.device}:/dev/fuse", "--read-only", "--cap-drop=ALL",
+         *(f"--cap-add={name}" for name in ("SYS_ADMIN", "SYS_CHROOT", "SETUID", "SETGID")),  # as in mount-helper.yaml
          "-v", f"{home.base}/helper:/run/nbmountd-helper"],
-        "mount-helper", "--allow-uid", "1000",
+        "mount-helper", "--allow-uid", "1000", "--allow-prefix", "/home/jovyan",
     )  # fmt: skip
     helper.start()
     return ["--user=1000:100", *BARE, "-v", f"{home.base}/helper:/run/nbmountd-helper:ro"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -114,6 +115,18 @@ def test_credentials_of_mounts_are_not_in_the_commands_environment(place: Path) 
     assert wrapper.returncode == 0
     assert "s3cret" not in out + log
     assert "HOME=" in out
+
+
+def test_a_daemon_that_does_not_come_up_keeps_the_command_waiting_for_five_seconds_and_no_more(place: Path) -> None:
+    (place / "state").mkdir(mode=0o700)
+    with (place / "state" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as another daemon that does not end
+
+        wrapper = start(place, "echo ran; mountpoint -q shared || echo without")
+        out, log = wrapper.communicate(timeout=60)
+
+    assert (wrapper.returncode, out) == (0, "ran\nwithout\n"), log
+    assert "not there after 5 s" in log
 
 
 # --- after kill -9 of any process ---------------------------------------------------------------------------------------
