@@ -18,17 +18,20 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import requests, resume, workspace
+from bench import latency, requests, resume, workspace
 from bench.fuzz import INPUTS, QUICK_INPUTS, endure
 from bench.report import Report
 from bench.requests import count_requests
 from bench.resume import QUICK_SECONDS, SECONDS, survive
 from bench.rows import QUICK, ROWS, Row, Scale
 from bench.server import MeteredApache
-from bench.systems import Local, Nbmountd, Rclone, System, costing, unmount
+from bench.systems import Davfs2, Local, Nbmountd, Rclone, System, costing, unmount
 from bench.workspace import CLONED, QUICK_CLONED
 from nbmountd import __version__
 from tests.mounted.kernel import same_tree
+from tests.servers import FakeNextcloud
+
+ALL_ROWS = {**ROWS, **latency.ROWS}
 
 
 def main() -> int:
@@ -48,18 +51,42 @@ def main() -> int:
             stack.callback(unmount, system.mount)
             stack.callback(system.stop)
         report = Report([system.name for system in systems])
-        for name in arguments.rows:
+        for name in [name for name in arguments.rows if name in ROWS]:
             run_row(ROWS[name], systems, server, scale, arguments.repetitions, report, console)
         if arguments.inside:
             inside = look_inside(systems[0], QUICK_SECONDS if arguments.quick else SECONDS, console)
             inside["workspace"] = workspace.measure(new(home / "workspace"), QUICK_CLONED if arguments.quick else CLONED)
             workspace.show(inside["workspace"], console)
             inside["fuzz"] = endure(QUICK_INPUTS if arguments.quick else INPUTS, console)
-    report.show(console)
+        if slow := [name for name in arguments.rows if name in latency.ROWS]:
+            inside["latency"] = run_slow(slow, home, latency.QUICK if arguments.quick else latency.Scale(), console)
+    if report.values:
+        report.show(console)
     if arguments.json:
         measured = {"about": about(arguments), "rows": report.as_json(), **inside}
         Path(arguments.json).write_text(json.dumps(measured, indent=1) + "\n")
     return 0
+
+
+def run_slow(names: list[str], home: Path, scale: latency.Scale, console: Console) -> dict[str, dict[str, float | None]]:
+    """The rows on a Nextcloud far away, beside rclone and davfs2 (which needs root)."""
+    with ExitStack() as stack:
+        (home / "slow").mkdir()
+        server = FakeNextcloud(home / "cloud", home / "cloud-work")
+        stack.enter_context(server)
+        place = home / "slow"
+        systems: list[System] = [
+            Nbmountd(place, server, {"backend": "nextcloud", "url": server.origin}),
+            Rclone(place, server, "nextcloud"),
+        ]
+        if os.geteuid() == 0 and shutil.which("mount.davfs"):
+            systems.append(Davfs2(place, server))
+        else:
+            console.print("davfs2 is left out: it needs root, and to be installed")
+        for system in systems:
+            stack.callback(unmount, system.mount)
+            stack.callback(system.stop)
+        return latency.measure(names, systems, server, place, scale, console)
 
 
 def look_inside(system: System, seconds: float, console: Console) -> dict[str, Any]:
@@ -130,7 +157,7 @@ def about(arguments: argparse.Namespace) -> dict[str, object]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--rows", type=rows, default=list(ROWS), help=f"which of {','.join(ROWS)}; default all")
+    parser.add_argument("--rows", type=rows, default=list(ALL_ROWS), help=f"which of {','.join(ALL_ROWS)}; default all")
     parser.add_argument("--quick", action="store_true", help="smaller sizes, one repetition")
     parser.add_argument("--repetitions", type=int, help="default 3, or 1 with --quick")
     parser.add_argument("--no-inside", dest="inside", action="store_false", help="no counting of requests, killing, fuzzing")
@@ -143,8 +170,8 @@ def parse() -> argparse.Namespace:
 
 def rows(text: str) -> list[str]:
     names = text.replace(",", " ").split()
-    if unknown := [name for name in names if name not in ROWS]:
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    if unknown := [name for name in names if name not in ALL_ROWS]:
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {', '.join(ALL_ROWS)}")
     return names
 
 

@@ -72,11 +72,12 @@ class Local:
 
 
 class Rclone:
-    """Debian's rclone with its full cache, otherwise as it comes."""
+    """Debian's rclone with its full cache, otherwise as it comes. `vendor`: what it is told of the server."""
 
     name = "rclone"
 
-    def __init__(self, home: Path, server: ServerProcess) -> None:
+    def __init__(self, home: Path, server: ServerProcess, vendor: str = "other") -> None:
+        self._vendor = vendor
         self.mount = home / "rclone"
         self.remote = server.root
         self._home = home
@@ -92,7 +93,7 @@ class Rclone:
         ).stdout.strip()
         environment = {**os.environ, "RCLONE_CONFIG": "", "RCLONE_WEBDAV_PASS": obscured}
         command = ["rclone", "mount", ":webdav:", str(self.mount), "--vfs-cache-mode", "full", "--cache-dir", str(cache)]
-        command += ["--webdav-url", self._server.url, "--webdav-user", self._server.user, "--webdav-vendor", "other"]
+        command += ["--webdav-url", self._server.url, "--webdav-user", self._server.user, "--webdav-vendor", self._vendor]
         with (self._home / "rclone.log").open("ab") as log:
             self._child = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         wait_until(lambda: self.mount.is_mount(), "rclone has mounted")
@@ -110,12 +111,62 @@ class Rclone:
         return False
 
 
+class Davfs2:
+    """Debian's davfs2 as it comes, but for the locks, which the server does not know."""
+
+    name = "davfs2"
+
+    def __init__(self, home: Path, server: ServerProcess) -> None:
+        self.mount = home / "davfs2"
+        self.remote = server.root
+        self._home = home
+        self._server = server
+
+    def start(self) -> None:
+        self.mount.mkdir(exist_ok=True)
+        self._forget()
+        config = self._home / "davfs2.conf"
+        config.write_text("use_locks 0\ncache_size 4000\n")
+        options = f"conf={config},username={self._server.user}"
+        command = ["mount", "-t", "davfs", "-o", options, self._server.url, str(self.mount)]
+        # It asks for the password on its standard input.
+        password = f"{self._server.password}\n".encode()
+        subprocess.run(command, check=True, capture_output=True, input=password, timeout=START_LIMIT)
+
+    def stop(self) -> None:
+        processes = self.processes()
+        unmount(self.mount)  # at once: an ordinary one would send everything first
+        for pid in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Empties its cache: the system's, because its processes give up being root and reach no private directory."""
+        for cache in Path("/var/cache/davfs2").glob(f"*{str(self.mount).replace('/', '-').strip('-')}*"):
+            shutil.rmtree(cache, ignore_errors=True)
+
+    def processes(self) -> list[int]:
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    words = (entry / "cmdline").read_bytes().split(b"\0")
+                    if words[0].endswith(b"mount.davfs") and str(self.mount).encode() in words:
+                        found.append(int(entry.name))
+        return found
+
+    def sync(self) -> bool:
+        return False
+
+
 class Nbmountd:
-    """This project as it comes."""
+    """This project as it comes. `keys`: of the mount, instead of those for WebDAV."""
 
     name = "nbmountd"
 
-    def __init__(self, home: Path, server: ServerProcess) -> None:
+    def __init__(self, home: Path, server: ServerProcess, keys: dict[str, str] | None = None) -> None:
+        self._keys = keys or {"backend": "webdav", "url": server.url}
         self.mount = home / "nbmountd"
         self.remote = server.root
         self._home = home
@@ -129,8 +180,9 @@ class Nbmountd:
         config = self._home / "config.toml"
         config.write_text(
             f'[daemon]\nstate_dir = "{self._home}/state"\ncache_dir = "{self._home}/cache"\n'
-            f'[[mount]]\nname = "bench"\npath = "{self.mount}"\nbackend = "webdav"\n'
-            f"url = {json.dumps(self._server.url)}\nuser = {json.dumps(self._server.user)}\n"
+            f'[[mount]]\nname = "bench"\npath = "{self.mount}"\n'
+            + "".join(f"{key} = {json.dumps(value)}\n" for key, value in self._keys.items())
+            + f"user = {json.dumps(self._server.user)}\n"
             f"password = {json.dumps(self._server.password)}\n"
         )
         config.chmod(0o600)

@@ -56,6 +56,8 @@ from nbmountd.sync.steps import Steps
 
 URGENT_FETCHES, AHEAD_FETCHES = 6, 3
 """Runners for fetches that somebody waits for, and for fetches ahead of readers."""
+LISTINGS_AHEAD = 6
+"""Listings side by side ahead of a program that walks a tree; the policy keeps a connection for others."""
 QUOTA_EVERY = 60.0
 ANSWER_GRACE = 1.0
 """Seconds for the answer to `Stop` to get out before the process ends."""
@@ -196,6 +198,8 @@ async def _serve(start: WorkerStart) -> None:
         service.start_soon(backend.run)
         service.start_soon(_connect, backend, nodes, engine, fs)
         service.start_soon(refresh.run)
+        for _ in range(LISTINGS_AHEAD):
+            service.start_soon(refresh.run_ahead)
         service.start_soon(_refresh_wanted, news, nodes, refresh)
         for _ in range(URGENT_FETCHES):
             service.start_soon(partial(reads.run, urgent=True))

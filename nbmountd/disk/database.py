@@ -360,6 +360,12 @@ class Database:
             return resident
         return self._many(where, parent, ROOT_INODE)
 
+    def child_directories(self, parent: int) -> list[tuple[str, int]]:
+        """Name and inode number of all directories with a local name in the directory."""
+        where = "WHERE parent = ? AND ino != ? AND kind = ?"
+        rows = self.connection.execute("SELECT name, ino FROM nodes " + where, (parent, ROOT_INODE, Kind.DIRECTORY.value))
+        return [(os.fsdecode(name), ino) for name, ino in rows]
+
     def has_children(self, parent: int) -> bool:
         row = self.connection.execute(
             "SELECT 1 FROM nodes WHERE parent = ? AND ino != ? LIMIT 1", (parent, ROOT_INODE)

@@ -116,7 +116,9 @@ class FileSystem:
         return self.nodes.get(ino)
 
     async def open_directory(self, ino: int) -> None:
-        await self.refresh.ensure_fresh(self.nodes.directory(ino))
+        directory = self.nodes.directory(ino)
+        await self.refresh.ensure_fresh(directory)
+        self.refresh.opened(directory)
         self._snapshots.pop(ino, None)
 
     def read_directory(self, ino: int, after: int, count: int) -> list[Node]:

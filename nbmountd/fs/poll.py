@@ -66,6 +66,9 @@ class PollingRefresh(Refresh):
             self._versions.pop(directory.ino, None)
         return settled
 
+    def _is_worth_listing(self, directory: Node) -> bool:
+        return super()._is_worth_listing(directory) and not self._may_be_known(directory)  # there a question is enough
+
     # --- what is known -----------------------------------------------------------------------------------------------
 
     def _heard(self, directory: Node) -> str | None:

@@ -13,8 +13,9 @@ from nbmountd.backends.base import Backend
 from nbmountd.disk.database import Node
 from nbmountd.errors import LocalError, RemoteError, RemoteNotFound, RemoteTimeout, RemoteUnavailable
 from nbmountd.fs.adopt import adopt
+from nbmountd.fs.ahead import LARGEST_WINDOW, Walks
 from nbmountd.fs.nodes import Nodes
-from nbmountd.model import Place
+from nbmountd.model import ROOT_INODE, Place
 
 KERNEL_SHARE = 0.4
 SOFT_SHARE = 0.3
@@ -35,6 +36,10 @@ class Refresh:
         self._listed_mark: dict[int, int] = {}
         self._running: dict[int, trio.Event] = {}
         self._wanted_send, self._wanted = trio.open_memory_channel[int](1000)
+        self._walks = Walks(nodes.database.child_directories)
+        self._ahead_send, self._ahead = trio.open_memory_channel[int](2 * LARGEST_WINDOW)
+        self._ahead_of: set[int] = set()
+        """Directories in that channel."""
         self.listings = 0
 
     @property
@@ -145,6 +150,39 @@ class Refresh:
             self._wanted_send.send_nowait(ino)
         except trio.WouldBlock:
             return  # the next look finds it older and waits
+
+    def opened(self, directory: Node) -> None:
+        """A program has opened the directory. If it walks a tree, what it will want next is listed by `run_ahead`."""
+        if directory.base_parent is None or directory.ino == ROOT_INODE or directory.parent is None:
+            return
+        for ino in self._walks.opened(directory.ino, directory.parent, trio.current_time()):
+            node = self._nodes.database.get(ino)
+            if node is None or ino in self._ahead_of or ino in self._running or not self._is_worth_listing(node):
+                continue
+            try:
+                self._ahead_send.send_nowait(ino)
+            except trio.WouldBlock:
+                return
+            self._ahead_of.add(ino)
+
+    def _is_worth_listing(self, directory: Node) -> bool:
+        if directory.base_parent is None or directory.local_only:
+            return False
+        age = trio.current_time() - self._listed_at.get(directory.ino, float("-inf"))
+        return not directory.listed or age >= self._freshness * SOFT_SHARE
+
+    async def run_ahead(self) -> None:
+        """Lists ahead of programs that walk. Several are started by worker.py."""
+        async for ino in self._ahead.clone():
+            self._ahead_of.discard(ino)
+            node = self._nodes.database.get(ino)
+            if node is None or ino in self._running or not self._is_worth_listing(node):
+                continue
+            try:
+                with trio.move_on_after(self._deadline):
+                    await self.list_now(node)
+            except RemoteError:
+                continue  # whoever opens it is told
 
     async def run(self) -> None:
         """Renews listings behind the programs' backs. Started by worker.py."""

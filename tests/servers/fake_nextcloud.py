@@ -237,7 +237,7 @@ class Handler(BaseHTTPRequestHandler):
         passwords = state.hooks.get("passwords", [state.password, *state.app_passwords])
         expected = [base64.b64encode(f"{state.user}:{each}".encode()).decode() for each in passwords]
         if self.headers.get("Authorization", "").removeprefix("Basic ") not in expected:
-            state.failures += 1
+            state.failures += "Authorization" in self.headers
             raise Refused(401)
 
     def login_flow(self, path: str) -> None:
@@ -293,6 +293,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response_only(status)
         self.send_header("Date", formatdate(usegmt=True))
         self.send_header("Set-Cookie", "oc_session=open; Path=/; HttpOnly")
+        if status == 401:
+            self.send_header("WWW-Authenticate", 'Basic realm="Nextcloud", charset="UTF-8"')
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         if "Transfer-Encoding" not in (headers or {}) and status != 204:
@@ -323,7 +325,7 @@ class Handler(BaseHTTPRequestHandler):
             DAV + "getcontentlength": None if folder else str(status.st_size),
             DAV + "getlastmodified": formatdate(int(status.st_mtime), usegmt=True),
             DAV + "getetag": f"&quot;{state.etag(path)}&quot;",
-            DAV + "quota-used-bytes": str(state.used()) if folder else None,
+            DAV + "quota-used-bytes": str(state.used()) if folder and DAV + "quota-used-bytes" in wanted else None,
             DAV + "quota-available-bytes": str(state.hooks.get("quota", -3)) if folder else None,
             OC + "fileid": str(status.st_ino),
             OC + "permissions": state.hooks.get("permissions", {}).get(path.name, "RGDNVCK" if folder else "RGDNVW"),
