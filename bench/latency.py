@@ -122,9 +122,12 @@ def run_clone(system: System, beside: Path, scale: Scale) -> Times:
     command = ["git", "clone", "-q", "--no-hardlinks", str(beside / "repository"), str(target)]
     cloned = within(lambda: subprocess.run(command, check=True, timeout=scale.deadline) and None)
     label = f"git clone of {scale.cloned} files"
-    if cloned is None:
-        return {label: None, f"{label}, until safe": None}
-    expected = sum(1 for path in target.rglob("*") if path.is_file())
+    if cloned is None or math.isnan(cloned):
+        return {label: cloned, f"{label}, until safe": cloned}
+    try:
+        expected = sum(1 for path in target.rglob("*") if path.is_file())
+    except OSError:  # davfs2 1.6 cannot list directories on Linux 6.18
+        return {label: cloned, f"{label}, until safe": math.nan}
     remote = system.remote / "clone"
     safe = until(started, lambda: sum(1 for path in remote.rglob("*") if path.is_file()) == expected, scale.deadline)
     return {label: cloned, f"{label}, until safe": safe}
@@ -154,6 +157,7 @@ def measure(
             try:
                 for label, seconds in row.run(system, beside, scale).items():
                     found.setdefault(label, {})[system.name] = seconds
+                    console.print(f"[dim]  {label}: {cell(seconds, scale.deadline, counts=False)}[/]")
                 requests = float(len(server.every_request()))
             finally:
                 server.hook()

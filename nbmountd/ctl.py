@@ -67,6 +67,19 @@ def _status(link: Link, watch: bool, mount: str | None) -> None:
         time.sleep(1)
 
 
+@control_group.command("login")
+@click.argument("name")
+@config_option
+def _login(name: str, config: Path | None) -> None:
+    """Get an app password for the Nextcloud mount NAME.
+
+    Prints the address of a page to agree on, in any browser, and stores the password in the mount's `password_file`.
+    """
+    from nbmountd.login import login
+
+    login(config, name, click.echo)
+
+
 @control_group.command("mount")
 @click.argument("name")
 @click.pass_obj

@@ -15,13 +15,13 @@ import hashlib
 import re
 import secrets
 import time
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from urllib.parse import quote, unquote_to_bytes
 
 import trio
 
+from nbmountd.backends import nextcloud_names
 from nbmountd.backends.base import Body, Ticket
 from nbmountd.backends.http import SEND_PIECE, Answer, error_of
 from nbmountd.backends.multistatus import DAV, Resource
@@ -32,7 +32,6 @@ from nbmountd.backends.webdav_habits import Habits
 from nbmountd.backends.webdav_share import WebDAVShare
 from nbmountd.config import WebDAVOptions
 from nbmountd.errors import (
-    NameRefused,
     RemoteError,
     RemoteExists,
     RemoteLocked,
@@ -217,16 +216,6 @@ class NextcloudShare(WebDAVShare):
         same = (before.kind, before.size, before.checksums) == (after.kind, after.size, after.checksums)
         return after if same else _replaced(after, before.size)
 
-    def _check_write(self, place: Place) -> None:
-        super()._check_write(place)
-        name = place.name
-        if name.lower() == ".htaccess" or name.lower().endswith((".part", ".filepart")):
-            raise NameRefused(f"Nextcloud accepts no .htaccess, *.part and *.filepart: {name!r}")
-        if "\\" in name or any(ord(character) < 32 for character in name):
-            raise NameRefused(f"Nextcloud accepts no backslash and no control character: {name!r}")
-        if not unicodedata.is_normalized("NFC", name):
-            raise NameRefused(f"Nextcloud would store another name: its letters with accents are composed: {name!r}")
-
 
 def _sha1_of(body: Body) -> str:
     digest = hashlib.sha1(usedforsecurity=False)
@@ -263,6 +252,16 @@ def _file_id(answer: Answer) -> str | None:
 # --- where things are --------------------------------------------------------------------------------------------------
 
 
+class NextcloudAddresses(Addresses):
+    """The addresses of names that a Nextcloud would refuse or change are written in another way."""
+
+    def stored(self, name: str) -> str:
+        return nextcloud_names.stored(name)
+
+    def shown(self, name: str) -> str:
+        return nextcloud_names.shown(name)
+
+
 class Location:
     """The addresses of one user's files. `base` is the quoted path before `remote.php`, `below` names inside her files.
 
@@ -277,7 +276,7 @@ class Location:
 
     def files(self, origin: str) -> Addresses:
         below = "".join("/" + quote(name, safe="") for name in self._below)
-        return Addresses(f"{origin}{self._base}/remote.php/dav/files/{self._user}{below}")
+        return NextcloudAddresses(f"{origin}{self._base}/remote.php/dav/files/{self._user}{below}")
 
     @property
     def uploads(self) -> str:

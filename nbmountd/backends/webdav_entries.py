@@ -45,9 +45,17 @@ class Addresses:
         for name in place.path:
             if name in ("", ".", "..") or "/" in name or "\0" in name:
                 raise NameRefused(f"not a name: {name!r}")
-            parts.append(quote(name.encode("utf-8", "surrogateescape"), safe=""))
+            parts.append(quote(self.stored(name).encode("utf-8", "surrogateescape"), safe=""))
         path = "/".join(parts)
         return path + "/" if directory or not place.path else path
+
+    def stored(self, name: str) -> str:
+        """How `name` is called on the server."""
+        return name
+
+    def shown(self, name: str) -> str:
+        """How programs see what is called `name` on the server."""
+        return name
 
     def url(self, place: Place, *, directory: bool = False) -> str:
         """The same as a whole URL."""

@@ -119,7 +119,7 @@ class WebDAVShare:
         resources, _, answer = await self._resources(place)
         path = self._addresses.path(place, directory=True)
         entries: dict[str, Entry] = {}
-        for name, resource in resources:
+        for name, resource in ((self._addresses.shown(name), resource) for name, resource in resources):
             if resource.status is not None and resource.status >= 300:
                 log.warning("PROPFIND %s: left out %r: the server answers %d for it", path, name, resource.status)
             elif name in ("", ".", "..") or "/" in name or "\0" in name:
@@ -415,7 +415,7 @@ class WebDAVShare:
         if self._read_only:
             raise RemoteDenied("the mount is read-only")
         name = place.name
-        if len(name.encode("utf-8", "surrogateescape")) > self.habits.max_name_bytes:
+        if len(self._addresses.stored(name).encode("utf-8", "surrogateescape")) > self.habits.max_name_bytes:
             raise NameRefused(f"longer than {self.habits.max_name_bytes} bytes: {name!r}")
         if self.habits.hides_dot_names and name.startswith("."):
             raise NameRefused(f"{self.habits.name} does not list names that begin with a dot: {name!r}")

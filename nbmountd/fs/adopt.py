@@ -9,7 +9,7 @@ and its inode number stay with the version that was opened.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nbmountd.disk.database import Node, Transaction
@@ -60,10 +60,14 @@ def adopt(nodes: Nodes, directory: Node, entries: Iterable[Entry], mark: int) ->
             changed |= take(nodes, node, entry)
         else:
             _same(nodes, node, entry)
-    for name, node in known.items():
-        if name not in skip:
-            gone(nodes, node)
-            changed = True
+    left = {name: node for name, node in known.items() if name not in skip}
+    if left and fresh and nodes.capabilities.stable_ids:
+        names: dict[str | None, str] = {node.base_id: name for name, node in left.items() if node.base_id is not None}
+        fresh = [entry for entry in fresh if not _renamed(nodes, directory, entry, left, names)]
+        changed = True
+    for node in left.values():
+        gone(nodes, node)
+        changed = True
     unknown: list[int] = []
     for start in range(0, len(fresh), BATCH):
         with database.transaction() as change:
@@ -130,6 +134,29 @@ def _is_another_version(nodes: Nodes, node: Node, entry: Entry) -> bool:
     if entry.size is not None and entry.size != node.base_size:
         return True  # one of the two answers was wrong; the newer one counts
     return not nodes.capabilities.strong_versions and entry.attributes.mtime_ns != node.base_mtime_ns
+
+
+def _renamed(
+    nodes: Nodes, directory: Node, entry: Entry, left: dict[str, Node], names: Mapping[str | None, str]
+) -> bool:
+    """Whether somebody else has renamed a node of the directory, untouched here, to what `entry` says: then it is that still.
+
+    `left` are the nodes whose names the listing does not have; the node is taken out of it. `names` are theirs by id.
+    """
+    old = names.get(entry.id)
+    if old is None or old not in left or nodes.database.child(directory.ino, entry.name) is not None:
+        return False
+    node = left[old]
+    untouched = here_of(nodes, node) is Here.SAME and not node.unsent_attributes and not node.link_of
+    if node.kind is not entry.kind or not untouched or _is_another_version(nodes, node, entry):
+        return False
+    del left[old]
+    with nodes.database.transaction() as change:
+        change.update(node, name=entry.name, base_name=entry.name)
+    nodes.kernel.entry_changed(directory.ino, old)
+    nodes.kernel.entry_changed(directory.ino, entry.name)
+    _same(nodes, node, entry)
+    return True
 
 
 def _new(nodes: Nodes, change: Transaction, directory: Node, entry: Entry, unknown: list[int]) -> bool:

@@ -140,6 +140,11 @@ class FileSystem:
         if len(name.encode("utf-8", "surrogateescape")) > 255:
             raise NameTooLong(name)
 
+    def _check_new_name(self, name: str) -> None:
+        """Refuses what the remote would refuse when it is sent."""
+        if len(name.encode("utf-8", "surrogateescape")) > self.nodes.capabilities.max_name_bytes:
+            raise NameTooLong(name)
+
     def _check_writable(self) -> None:
         if self.config.read_only:
             raise ReadOnlyMount(self.config.name)
@@ -147,7 +152,7 @@ class FileSystem:
     async def _check_free(self, parent: int, name: str) -> Node:
         """The directory, if it can take the new name. Raises Exists, ReadOnlyMount and the like."""
         self._check_writable()
-        self._check_name(name)
+        self._check_new_name(name)
         directory = self.nodes.directory(parent)
         if not directory.writable:
             raise AccessDenied(directory.name)
@@ -261,7 +266,7 @@ class FileSystem:
     async def rename(self, parent: int, name: str, new_parent: int, new_name: str, *, replace: bool, exchange: bool) -> None:
         """Renames within the mount; `replace` False refuses an existing target, `exchange` swaps the two."""
         node = await self._child_to_change(parent, name)
-        self._check_name(new_name)
+        self._check_new_name(new_name)
         target_directory = self.nodes.directory(new_parent)
         if not target_directory.writable:
             raise AccessDenied(target_directory.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import unicodedata
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -11,10 +12,13 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nbmountd.backends import nextcloud
+from nbmountd.backends import nextcloud, nextcloud_names
 from nbmountd.backends.base import NoTicket
 from nbmountd.backends.nextcloud import split_address
+from nbmountd.backends.nextcloud_login import log_in
 from nbmountd.backends.nextcloud_uploads import CHUNK
 from nbmountd.backends.webdav import WebDAVBackend
 from nbmountd.backends.webdav_entries import nextcloud_version, strong_tag, tells
@@ -25,6 +29,7 @@ from nbmountd.errors import (
     RemoteError,
     RemoteFull,
     RemoteLocked,
+    RemoteProtocolError,
     RemoteUnavailable,
     Unauthenticated,
     VersionMismatch,
@@ -477,17 +482,72 @@ async def test_a_huge_folder_is_listed_in_pages_and_is_whole(
     assert requests == 3
 
 
-@pytest.mark.parametrize(
-    "name", [".htaccess", "film.part", "film.filepart", "a\\b", "new\nline", "cafe\u0301", "x" * 251, "\u00fc" * 126]
-)
-async def test_a_name_that_would_not_come_back_is_refused(server: FakeNextcloud, name: str) -> None:
+ODD_NAMES = [
+    ".htaccess", "film.part", "film.FilePart", "a\\b", "new\nline", "cafe\u0301", "\u241b5c;", "\u212b", "\u1100\u1161"
+]  # fmt: skip
+
+
+async def test_a_name_that_the_server_refuses_or_changes_comes_back_as_it_was_written(server: FakeNextcloud) -> None:
     async with mounted(server, "names") as backend:
+        await upload(backend, free("caf\u00e9"), b"composed")
+        for name in ODD_NAMES:
+            entry = await upload(backend, free(name), name.encode())
+            assert await read(backend, at(entry), entry.version, 0, len(name.encode())) == name.encode()
+            await backend.make_directory(free(f"d {name}"), NO_ATTRIBUTES)
+        found = await listing(backend)
+
+    assert set(found) == {"caf\u00e9", *ODD_NAMES, *(f"d {name}" for name in ODD_NAMES)}
+    assert (server.root / "names" / "caf\u00e9").read_bytes() == b"composed"
+
+
+@given(st.text(st.sampled_from("ab.\\\n\u241b5c;e\u0301\u00e9\u212b\u1100\u1161.part"), min_size=1, max_size=12))
+def test_every_name_is_kept_and_no_two_are_one(name: str) -> None:
+    there = nextcloud_names.stored(name)
+
+    assert nextcloud_names.shown(there) == name
+    assert unicodedata.is_normalized("NFC", there)
+    assert not set(there) & {"\\", "\n"}
+    assert not there.lower().endswith((".part", ".filepart"))
+    if unicodedata.is_normalized("NFC", name):  # as somebody else may have called a file
+        assert nextcloud_names.stored(nextcloud_names.shown(name)) == name or not nextcloud_names._is_kept(name)
+
+
+@pytest.mark.parametrize("name", ["x" * 251, "\u00fc" * 126])
+async def test_a_name_that_is_too_long_is_refused(server: FakeNextcloud, name: str) -> None:
+    async with mounted(server, "long") as backend:
         with pytest.raises(NameRefused):
             await upload(backend, free(name), b"1")
         with pytest.raises(NameRefused):
             await backend.make_directory(free(name), NO_ATTRIBUTES)
 
-    assert list((server.root / "names").iterdir()) == []
+    assert list((server.root / "long").iterdir()) == []
+
+
+# --- logging in ---
+
+
+@pytest.mark.parametrize("form", ["", "/remote.php/webdav/", "/remote.php/dav/files/whoever/"])
+async def test_a_person_agrees_in_the_browser_and_the_password_works(server: FakeNextcloud, form: str) -> None:
+    pages: list[str] = []
+
+    def agree(page: str) -> None:
+        pages.append(page)
+        assert server.grant(page) == 200
+
+    granted = await log_in(NextcloudOptions(url=server.origin + form), agree, poll=0.01)
+    backend = WebDAVBackend(NextcloudOptions(url=server.origin, user=granted.user, password=granted.password))
+    await backend.connect()
+    await backend.aclose()
+
+    assert granted.user == server.user
+    assert granted.password not in repr(pages)
+
+
+async def test_a_log_in_that_leads_elsewhere_is_refused(server: FakeNextcloud) -> None:
+    """The address that the person is shown, and the one that gets the token, are the configured server's."""
+    server.hook(elsewhere="https://evil.example")
+    with pytest.raises(RemoteProtocolError, match="elsewhere"):
+        await log_in(NextcloudOptions(url=server.origin), lambda page: pytest.fail(page), poll=0.01)
 
 
 async def test_a_server_that_takes_its_time_gets_no_more_requests_for_it(server: FakeNextcloud) -> None:

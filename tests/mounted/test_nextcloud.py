@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.conftest import Rig
-from tests.mounted.harness import daemon_over
+from tests.mounted.harness import daemon_over, program
 from tests.mounted.kernel import eventually, listed, same_tree
 from tests.servers import FakeNextcloud
 
@@ -227,3 +229,73 @@ def test_after_a_revoked_password_exactly_one_request_fails_and_nothing_is_lost(
     assert str(password) in str(status)
     assert "write a valid one to" in " ".join(said.split()), said
     assert len(os.listdir(server.root / "revoked")) == 27
+
+
+@pytest.mark.expects_log("credential|401|unauthenticated|not connected|password")
+def test_logging_in_gives_a_running_mount_its_password(server: FakeNextcloud, tmp_path: Path) -> None:
+    password = tmp_path / "new" / "app-password"
+    keys = {**mount_keys(server), "password_file": str(password)}
+    del keys["password"]
+    server.hook()
+    with daemon_over({"cloud": keys}) as daemon:
+        daemon.wait_for_state("cloud", "unauthenticated")
+        command = [*program("nbmountctl"), "login", "cloud", "--config", str(daemon.config)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=daemon.environment) as child:
+            assert child.stdout is not None
+            page = next(line.strip() for line in child.stdout if "http" in line)
+            assert server.grant(page) == 200
+            said = child.stdout.read()
+        assert child.returncode == 0
+        daemon.wait_for_state("cloud", "live")
+        os.listdir(daemon.path("cloud"))
+    secret = password.read_text().strip()
+
+    assert stat.S_IMODE(password.stat().st_mode) == 0o600
+    assert secret and secret not in page + said
+
+
+@pytest.mark.expects_log("maintenance|degraded|offline")
+def test_maintenance_is_shown_in_status(server: FakeNextcloud) -> None:
+    server.hook()
+    with daemon_over({"cloud": mount_keys(server)}) as daemon:
+        os.listdir(daemon.path("cloud"))
+        server.hook(maintenance=True)
+        daemon.ctl("refresh", str(daemon.path("cloud")))
+        daemon.wait_for_state("cloud", "degraded", "offline")
+        said = daemon.ctl("status").stdout
+    server.hook()
+
+    assert "maintenance mode" in " ".join(said.split())
+
+
+def test_a_share_that_may_not_be_changed_is_read_only(folder: Rig, server: FakeNextcloud) -> None:
+    """What oc:permissions says is what the modes say, and it is refused at once, not when it is to be sent."""
+    server.hook(permissions={"shared": "RG", "read.txt": "RG"})
+    folder.daemon.sync(folder.mount)
+    (folder.root / "shared").mkdir()
+    (folder.root / "read.txt").write_text("r")
+    folder.daemon.refresh(folder.mount)
+
+    modes = [stat.S_IMODE((folder.mount / name).stat().st_mode) for name in ("shared", "read.txt")]
+
+    assert modes == [0o555, 0o444]
+    with pytest.raises(PermissionError):
+        (folder.mount / "shared" / "new").write_text("x")
+    with pytest.raises(PermissionError):
+        (folder.mount / "read.txt").write_text("x")
+
+
+def test_a_file_renamed_elsewhere_is_the_same_file_here(folder: Rig) -> None:
+    (folder.mount / "before").write_bytes(b"x" * 1000)
+    folder.daemon.sync(folder.mount)
+    number = (folder.mount / "before").stat().st_ino
+    with (folder.mount / "before").open("rb") as still_open:
+        received = folder.status.bytes_received
+
+        (folder.root / "before").rename(folder.root / "after")
+        folder.daemon.refresh(folder.mount)
+
+        assert os.listdir(folder.mount) == ["after"]
+        assert (folder.mount / "after").stat().st_ino == number
+        assert (folder.mount / "after").read_bytes() == still_open.read() == b"x" * 1000
+    assert folder.status.bytes_received - received < 100_000

@@ -17,6 +17,7 @@ lose         {"MOVE": 1}: so many are done, not answered   refuse        {"PUT":
 quota        bytes left                                   assembling    seconds a MOVE of `.file` takes; 423 meanwhile
 forget_pages the second page begins a listing anew          alone         nobody changes the files but through us: faster
 passwords    those that count from now on                  permissions   {"name": "RG"}: oc:permissions of that file or folder
+elsewhere    where the log-in flow sends a client
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import socket
 import sys
 import threading
 import time
+import unicodedata
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -242,7 +244,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def login_flow(self, path: str) -> None:
         """Log-in Flow v2: begin, the page for the person, and the program that polls (404 until she has agreed)."""
-        state, origin = self.state, f"http://{self.headers['Host']}"
+        state, origin = self.state, self.state.hooks.get("elsewhere") or f"http://{self.headers['Host']}"
         if path == "/index.php/login/v2" and self.command == "POST":
             token = secrets.token_hex(32)
             state.flows[token] = False
@@ -263,7 +265,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(404)
 
     def place(self, path: str) -> Path:
-        names = [name for name in unquote(path, errors="surrogateescape").split("/") if name]
+        folded = unicodedata.normalize("NFC", unquote(path, errors="surrogateescape"))
+        names = [name for name in folded.split("/") if name]
         return self.state.root.joinpath(*names)
 
     def there(self, path: Path) -> Path:
