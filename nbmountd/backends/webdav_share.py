@@ -119,7 +119,8 @@ class WebDAVShare:
         resources, _, answer = await self._resources(place)
         path = self._addresses.path(place, directory=True)
         entries: dict[str, Entry] = {}
-        for name, resource in ((self._addresses.shown(name), resource) for name, resource in resources):
+        for there, resource in resources:
+            name = self._addresses.shown(there)
             if resource.status is not None and resource.status >= 300:
                 log.warning("PROPFIND %s: left out %r: the server answers %d for it", path, name, resource.status)
             elif name in ("", ".", "..") or "/" in name or "\0" in name:
