@@ -27,6 +27,7 @@ from nbmountd.backends.d4science_items import VRE_FOLDERS, Item, entry_of, versi
 from nbmountd.backends.d4science_names import MAX_NAME_BYTES, encode
 from nbmountd.backends.d4science_places import Places
 from nbmountd.backends.d4science_read import Download
+from nbmountd.backends.d4science_recent import Recent
 from nbmountd.backends.d4science_token import credential_of, secret_for
 from nbmountd.backends.d4science_told import Told
 from nbmountd.backends.d4science_upload import BytesInMemory, Uploads
@@ -77,8 +78,9 @@ class D4ScienceBackend:
             refused=refuses_the_token,
         )
         self._hub = StorageHub(self._http, options.url)
-        self._places = Places(self._hub, options.vre_folders)
-        self._changes = Changes(self._hub)
+        self._recent = Recent(self._hub)
+        self._places = Places(self._hub, self._recent, options.vre_folders)
+        self._changes = Changes(self._hub, self._recent)
         self._told = Told(self._hub, self._places)
         self._ranged = options.ranged_reads
         self._uploads = Uploads(
@@ -354,9 +356,9 @@ class D4ScienceBackend:
 
     async def _must_be_empty(self, item: Item, place: Place) -> None:
         try:
-            held = await self._hub.some_children(item.id, 1)
+            held = await self._recent.holds_anything(item.id)
         except (RemoteNotFound, Unclear):
-            held = []
+            held = False
         if held:
             raise RemoteExists(f"{place} is not empty")
 

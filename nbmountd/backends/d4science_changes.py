@@ -16,6 +16,7 @@ import trio
 from nbmountd.backends.d4science_answers import Unclear
 from nbmountd.backends.d4science_api import StorageHub
 from nbmountd.backends.d4science_items import Item
+from nbmountd.backends.d4science_recent import Recent
 from nbmountd.errors import RemoteError, RemoteExists, RemoteLocked, RemoteNotFound, RemoteTimeout
 
 log = logging.getLogger(__name__)
@@ -27,16 +28,19 @@ UNDO_TIME = 10.0
 class Changes:
     """Verified changes. Each raises with `in_doubt` only if nothing could be found out."""
 
-    def __init__(self, hub: StorageHub) -> None:
+    def __init__(self, hub: StorageHub, recent: Recent) -> None:
         self._hub = hub
+        self._recent = recent
 
     async def look(self, id: str) -> Item:
         """The item after a change of ours; failing leaves in doubt what the change came to."""
         try:
-            return await self._hub.item(id)
+            item = await self._hub.item(id)
         except RemoteError as exc:
             exc.in_doubt = True
             raise
+        self._recent.note(item, removed=bool(item.trashed))
+        return item
 
     async def rename(self, item: Item, wire: str) -> Item:
         """The item under its new name. Raises RemoteExists when the name was taken."""
@@ -63,7 +67,7 @@ class Changes:
         start = item
         try:
             if item.parent_id != folder:
-                if item.name != wire and await self._hub.named(folder, item.name or ""):
+                if item.name != wire and await self._recent.named(folder, item.name or ""):
                     # On its way it would meet another item there.
                     item = await self.rename(item, f".nbmountd-moving-{secrets.token_hex(8)}")
                 item = await self.relocate(item, folder)
@@ -89,9 +93,11 @@ class Changes:
         try:
             now = await self.look(item.id)
         except RemoteNotFound:
+            self._recent.note(item, removed=True)
             return
         except Unclear:
             if not await self._is_listed(item):
+                self._recent.note(item, removed=True)
                 return
             raise
         if now.trashed:

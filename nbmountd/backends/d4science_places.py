@@ -13,6 +13,7 @@ from nbmountd.backends.d4science_answers import Unclear
 from nbmountd.backends.d4science_api import StorageHub
 from nbmountd.backends.d4science_items import VRE_FOLDERS, Item, shown_name, shown_names, with_id
 from nbmountd.backends.d4science_names import encode
+from nbmountd.backends.d4science_recent import Recent
 from nbmountd.errors import NameRefused, ParentMissing, RemoteDenied, RemoteError, RemoteExists, RemoteNotFound
 from nbmountd.model import Kind, Place
 
@@ -20,8 +21,9 @@ from nbmountd.model import Kind, Place
 class Places:
     """Places of one workspace. `vre_folders`: name of the directory in the root that shows the VRE folders; "": none."""
 
-    def __init__(self, hub: StorageHub, vre_folders: str) -> None:
+    def __init__(self, hub: StorageHub, recent: Recent, vre_folders: str) -> None:
         self._hub = hub
+        self._recent = recent
         self.vre_folders = vre_folders
         self._root: Item | None = None
 
@@ -69,11 +71,11 @@ class Places:
         if id is None:
             id = (await self._directory(place)).id
         try:
-            items = await self._hub.children(id)
+            items = await self._recent.children(id)
         except (RemoteNotFound, Unclear, RemoteDenied):  # denied: what is listed may have become a file
-            items = await self._hub.children((await self._directory(place)).id)
+            items = await self._recent.children((await self._directory(place)).id)
         if any(item.trashed for item in items):  # an id stays readable in the trash
-            items = await self._hub.children((await self._directory(place)).id)
+            items = await self._recent.children((await self._directory(place)).id)
         return shown_names(item for item in items if not item.trashed)
 
     async def parent(self, place: Place) -> str:
@@ -107,7 +109,7 @@ class Places:
         """What has that name in the folder, as far as the server finds it by name."""
         wire = encode(name)
         for asked in dict.fromkeys((wire, name)):  # others may have made it under the name itself
-            for item in await self._hub.named(parent, asked):
+            for item in await self._recent.named(parent, asked):
                 if not item.trashed and shown_name(item) == name:
                     return item
         return None
@@ -128,7 +130,7 @@ class Places:
         return Item(id=VRE_FOLDERS, name=self.vre_folders, primary_type="nthl:workspaceItem", parent_id=(await self.root()).id)
 
     async def _list_root(self) -> dict[str, Item]:
-        items = [item for item in await self._hub.children((await self.root()).id) if not item.trashed]
+        items = [item for item in await self._recent.children((await self.root()).id) if not item.trashed]
         if not self.vre_folders or not (vres := await self._hub.vre_folders()):
             return shown_names(items)
         # A VRE folder is shown once, and what has the name of their directory steps aside.
@@ -182,7 +184,7 @@ class Places:
         except RemoteNotFound as exc:
             raise Unclear(f"{place}: the folder that should hold it is not there") from exc
         if found is None:
-            shown = shown_names(item for item in await self._hub.children(parent) if not item.trashed)
+            shown = shown_names(item for item in await self._recent.children(parent) if not item.trashed)
             found = shown.get(place.name)
         if found is None or found.kind is None:
             raise RemoteNotFound(f"{place} is not there")

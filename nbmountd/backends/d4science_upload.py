@@ -54,6 +54,11 @@ class Uploads:
                 made = await self._hub.upload(parent, wire, body)
             except (RemoteNotFound, Unclear, RemoteDenied) as exc:
                 raise await self._places.explained(exc, place, parent) from exc
+            except RemoteProtocolError as exc:
+                if body.size == 0:  # whether it takes empty ones is not known
+                    text = f"the server refuses an empty file; it is kept here until there is something in it: {exc}"
+                    raise RemoteProtocolError(text, in_doubt=exc.in_doubt) from exc
+                raise
             item = await self._changes.look(made)
             if old is None:
                 await self.must_be_as_meant(item, place, wire)

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ from nbmountd.errors import (
 from nbmountd.model import Attributes, Kind, Place
 from tests.backends.suite import BytesBody, Collector, at, free, listing, pattern, read, upload
 from tests.servers.d4science_double import D4ScienceServer, DoubleUser
+from tests.servers.d4science_double.settings import Settings
 
 NONE = Attributes()
 MIB = 1024 * 1024
@@ -660,7 +662,7 @@ async def test_shared_and_vre_folders_have_readable_names_and_appear_once(
                 await change()
 
 
-@pytest.mark.parametrize(("status", "name"), [(403, "UserNotAuthorizedException"), (401, "UserNotAuthorizedException")])
+@pytest.mark.parametrize(("status", "name"), [(status, "UserNotAuthorizedException") for status in (403, 401, 406)])
 async def test_a_vre_folder_without_permission_is_denied_at_once(
     server: D4ScienceServer, token_file: Path, status: int, name: str
 ) -> None:
@@ -983,6 +985,68 @@ def test_versions_that_make_no_sense_are_left_out_and_what_is_told_is_one_line_e
     lines = version_lines(told)
 
     assert lines == ["a?b ?", "1.0 2023-11-14T22:13:20Z", "1.1 2023-11-14T22:13:21Z current"]
+
+
+# --- what is not settled -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lag", [0.0, 60.0])
+async def test_listings_that_lag_do_not_undo_what_we_have_just_done(
+    server: D4ScienceServer, token_file: Path, lag: float
+) -> None:
+    """On a node of a cluster that has not heard of it yet. Others' changes come when they come."""
+    user = server.new_user()
+    user.write("old", b"1")
+    user.write("going", b"1")
+    user.write("moving", b"1")
+    user.mkdir("sub")
+    async with mounted(server, user, token_file) as backend:
+        before = await listing(backend)
+        server.settings(lag=lag)
+        new = await upload(backend, free("new"), b"12")
+        old = await upload(backend, at(before["old"]), b"123", before["old"].version)
+        made = await backend.make_directory(free("made"), NONE)
+        await upload(backend, free("inside", at(made)), b"1")
+        await backend.remove(at(before["going"]), kind=Kind.FILE, version=None)
+        await backend.move(
+            at(before["moving"]), free("moved", at(before["sub"])), kind=Kind.FILE, version=None, replaces=None
+        )
+        now = await listing(backend)
+        inside, sub = await listing(backend, at(made)), await listing(backend, at(before["sub"]))
+        with pytest.raises(RemoteExists):
+            await backend.make_directory(free("made"), NONE)
+        with pytest.raises(RemoteExists):
+            await backend.remove(at(made), kind=Kind.DIRECTORY, version=None)
+        await backend.remove(at(inside["inside"], at(made)), kind=Kind.FILE, version=None)
+        await backend.remove(at(made), kind=Kind.DIRECTORY, version=None)
+        again = await upload(backend, free("going"), b"1234")
+
+    assert now.keys() == {"new", "old", "made", "sub"}
+    assert (now["new"].version, now["old"].version) == (new.version, old.version)
+    assert (inside.keys(), sub.keys()) == ({"inside"}, {"moved"})
+    assert again.id != before["going"].id
+
+
+@pytest.mark.parametrize("knows", [False, True])
+async def test_what_cannot_be_left_out_of_an_answer_is_ignored(
+    newer: D4ScienceServer, token_file: Path, knows: bool
+) -> None:
+    newer.settings(knows_exclude=knows)
+    user = newer.new_user()
+    async with mounted(newer, user, token_file) as backend:
+        made = await upload(backend, free("file"), b"123")
+        for _ in range(5):
+            await read(backend, at(made), made.version, 0, 3)
+
+        assert (await listing(backend))["file"].size == 3
+
+
+def test_every_open_point_is_a_switch_that_some_test_turns() -> None:
+    here = Path(__file__).parent
+    texts = [path.read_text() for folder in (here, here.parent / "mounted") for path in folder.glob("test_d4science*.py")]
+
+    names = [field.name for field in fields(Settings)]
+    assert [name for name in names if not any(re.search(rf'\b{name}=|"{name}"', text) for text in texts)] == []
 
 
 # --- errors ------------------------------------------------------------------------------------------------------------

@@ -177,6 +177,7 @@ def test_the_requests_of_the_command_scripts_and_the_training_scripts_work(
 
 
 def test_the_token_endpoint_gives_tokens_that_work(server: D4ScienceServer) -> None:
+    server.settings(expires_in=600.0)
     plain = Client(server, "none")
     url = server.url.replace("/workspace", "/auth/realms/d4science/protocol/openid-connect/token")
     context = "/d4science.research-infrastructures.eu/D4Research/AnalyticsLab"
@@ -186,6 +187,7 @@ def test_the_token_endpoint_gives_tokens_that_work(server: D4ScienceServer) -> N
     ]
     for grant in grants:
         answer = json.loads(plain.send("POST", url, fields=grant, encode_multipart=False).data)
+        assert answer["expires_in"] == 600
         refresh = {"grant_type": "refresh_token", "client_id": "c", "refresh_token": answer["refresh_token"]}
         renewed = json.loads(plain.send("POST", url, fields=refresh, encode_multipart=False).data)
         for token in (answer["access_token"], renewed["access_token"]):

@@ -196,6 +196,27 @@ def count_files(directory: WorkspacePath) -> int:
     return sum(count_files(entry) if entry.is_dir() else 1 for entry in directory.iterdir())
 
 
+@pytest.mark.expects_log("empty", "degraded")
+def test_an_empty_file_that_the_server_refuses_is_kept_and_leaves_with_its_first_byte(either: Workspace) -> None:
+    """Whether it takes empty files is not known. Nothing else waits for that."""
+    either.server.settings(takes_empty_files=False)
+    try:
+        (either.mount / "empty").touch()
+        (either.mount / "full").write_text("x")
+        unsafe = either.daemon.ctl("sync", "--timeout", "1", str(either.mount))
+        waiting = either.daemon.ctl("queue").stdout + either.daemon.ctl("parked").stdout
+        meanwhile, seen = either.names(), sorted(os.listdir(either.mount))
+
+        (either.mount / "empty").write_text("no longer")
+        either.sync()
+    finally:
+        either.server.settings(takes_empty_files=True)
+
+    assert (unsafe.returncode, meanwhile, seen) == (4, ["full"], ["empty", "full"])
+    assert "refuses an empty file" in waiting
+    assert (either.root / "empty").read_text() == "no longer"
+
+
 # --- a server that sends whole files only ------------------------------------------------------------------------------
 
 

@@ -40,6 +40,7 @@ class Door:
 
     def do_settings(self, arguments: dict[str, str], body: bytes) -> None:
         self._tree.settings.update(json.loads(body))
+        self._tree.past.clear()
 
     def do_user(self, arguments: dict[str, str], body: bytes) -> str:
         return self._tree.user(arguments["user"], arguments.get("root")).root

@@ -188,7 +188,10 @@ class Handler(BaseHTTPRequestHandler):
         verb = rest[0] if rest else ""
         if self.command == "GET":
             self.look(id, verb, rest[1:])
-        elif (self.command, verb) == ("POST", "create"):
+            return
+        with self.double.tree.lock:
+            self.double.tree.remember()
+        if (self.command, verb) == ("POST", "create"):
             self.create(id, rest[1] if len(rest) > 1 else "")
         elif self.command == "PUT" and verb in ("rename", "move", "copy", "metadata"):
             self.change(id, verb)
@@ -207,10 +210,16 @@ class Handler(BaseHTTPRequestHandler):
             if verb == "":
                 node.accounting.append("READ")
                 self.item(node)
-            elif verb == "children":
-                self.children(node, rest)
-            elif verb == "items":
-                self.items_list(tree.named(self.a_folder(node), user, rest[0]))
+            elif verb in ("children", "items"):
+                with tree.behind():
+                    try:
+                        node = tree.get(id, user)
+                    except Refusal as refusal:
+                        raise self.as_profile(refusal, verb) from None
+                    if verb == "children":
+                        self.children(node, rest)
+                    else:
+                        self.items_list(tree.named(self.a_folder(node), user, rest[0]))
             elif verb == "anchestors":
                 self.items_list(tree.parents(node))
             elif verb == "rootSharedFolder":

@@ -22,6 +22,7 @@ TYPES = {
 def item(tree: Tree, node: Node, user: str, exclude: set[str]) -> dict[str, Any]:
     """One item without its wrapper. `exclude` works by node name and at the first level only."""
     settings = tree.settings
+    exclude = exclude if settings.knows_exclude else set()
     newer = settings.profile == "2.x"
     image = node.kind == "file" and node.versions[-1].mime.startswith("image/")
     name, primary = TYPES["image" if image else node.kind]

@@ -49,6 +49,10 @@ class Settings:
     """GET /size exists."""
     public_prefix: str = ""
     """Beginning of public links; empty: this server's own address."""
+    lag: float = 0.0
+    """Seconds by which listings and looks for a name are behind, as on another node of a cluster (6)."""
+    knows_exclude: bool = True
+    """`exclude=hl:...` leaves anything out; the API pages of 2.x show other names (4)."""
     expires_in: float = 3600.0
     """Seconds that tokens of the token endpoint live."""
 

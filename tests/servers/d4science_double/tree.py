@@ -6,11 +6,14 @@ the kind of call, so that the profile can choose the status.
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
 import time
 import unicodedata
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -105,7 +108,28 @@ class Tree:
         self.children: dict[str, list[str]] = {}
         self.users: dict[str, User] = {}
         self.locked: set[str] = set()
+        self.past: list[tuple[float, dict[str, Node], dict[str, list[str]]]] = []
         self.share = self.make("special", "Share", "", None).id
+
+    # --- the past ---
+
+    def remember(self) -> None:
+        """Something is about to change: keeps what was, where listings lag."""
+        if self.settings.lag:
+            self.past.append((time.time(), copy.deepcopy(self.nodes), copy.deepcopy(self.children)))
+
+    @contextmanager
+    def behind(self) -> Iterator[None]:
+        """Inside, the tree is as it was `settings.lag` seconds ago."""
+        now = self.nodes, self.children
+        for at, nodes, children in self.past:
+            if self.settings.lag and at > time.time() - self.settings.lag:
+                self.nodes, self.children = nodes, children
+                break
+        try:
+            yield
+        finally:
+            self.nodes, self.children = now
 
     # --- looking ---
 
