@@ -76,6 +76,7 @@ class D4ScienceBackend:
             timeout=options.request_timeout,
             ca_bundle=options.ca_bundle,
             refused=refuses_the_token,
+            probe=lambda: self._hub.question,
         )
         self._hub = StorageHub(self._http, options.url)
         self._recent = Recent(self._hub)

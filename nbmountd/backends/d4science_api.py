@@ -18,7 +18,7 @@ import msgspec
 from nbmountd.backends.base import Body
 from nbmountd.backends.d4science_answers import failure
 from nbmountd.backends.d4science_items import Item, parse_item, parse_list
-from nbmountd.backends.http import Answer, HTTPClient, Incoming, Receive
+from nbmountd.backends.http import Answer, HTTPClient, Incoming, Question, Receive
 from nbmountd.backends.hygiene import NOT_JSON
 from nbmountd.errors import RemoteProtocolError
 
@@ -39,6 +39,11 @@ class StorageHub:
         self._base = base.rstrip("/")
 
     # --- looking ---
+
+    @property
+    def question(self) -> Question:
+        """The smallest one for which a token is needed."""
+        return "GET", f"{self._base}?exclude=hl%3Aaccounting", {"Accept": ACCEPT}
 
     async def root(self) -> Item:
         """The top of the user's workspace."""

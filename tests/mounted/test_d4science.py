@@ -531,6 +531,20 @@ def test_the_token_is_in_no_log_no_argument_list_and_no_url(either: Workspace) -
     assert either.user.token not in said
 
 
+@pytest.mark.expects_log("expires in")
+def test_a_token_that_ends_within_fifteen_minutes_is_warned_of_in_status(tmp_path: Path) -> None:
+    with mounted(tmp_path, "2.x") as workspaces:
+        workspace = workspaces["2.x"]
+        before = workspace.daemon.status("2.x").token_warning
+        workspace.token.write_text(json.loads(workspace.server.call("token", user=workspace.user.name, seconds="600")))
+        workspace.daemon.refresh(workspace.mount)
+
+        assert before == ""
+        assert "expires in 10 min" in workspace.daemon.status("2.x").token_warning
+        assert "expires in 10 min" in workspace.daemon.ctl("status").stdout
+        assert workspace.daemon.status("2.x").state == "live"
+
+
 @pytest.mark.expects_log("token", "unauthenticated", "not connected", "Unauthenticated")
 @pytest.mark.parametrize("profile", ["1.x", "2.x"])
 def test_what_is_written_while_the_token_is_dead_leaves_with_a_new_one(profile: str, tmp_path: Path) -> None:
