@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,28 @@ def absolute(path: str) -> str:
     if name in ("", ".", ".."):
         return os.path.realpath(path)
     return os.path.join(os.path.realpath(parent), name)
+
+
+def setting(text: str) -> tuple[str, object]:
+    """KEY=VALUE; the value as JSON where it is a number, a list, true or false, else as text."""
+    import json
+
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise click.BadParameter(f"{text!r} is not like read_only=true")
+    try:
+        told = json.loads(value)
+    except ValueError:
+        return key, value
+    return key, told if isinstance(told, bool | int | float | list) else value
+
+
+def read_secret() -> str:
+    """A password or token: asked for on a terminal, without showing it, else the first line of standard input."""
+    if sys.stdin.isatty():
+        secret: str = click.prompt("Password or token", hide_input=True, err=True)
+        return secret
+    return sys.stdin.readline()
 
 
 def passed_descriptors(_context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:

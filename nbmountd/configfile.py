@@ -31,7 +31,7 @@ from nbmountd.config import (
     OnedataOptions,
     WebDAVOptions,
 )
-from nbmountd.errors import ConfigError
+from nbmountd.errors import ConfigError, StateError
 from nbmountd.log import register_secret
 
 if sys.version_info >= (3, 11):
@@ -50,7 +50,7 @@ DURATIONS = frozenset({"drain_timeout", "freshness", "write_back_delay", "reques
 _SECRETS = frozenset({"password"})
 
 _MOUNT_KEYS = frozenset(MountConfig.__struct_fields__) - {"options"}
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 
 
@@ -62,14 +62,15 @@ def load_config(
 ) -> Config:
     """The configuration from `path`, else from the file that NBMOUNTD_CONFIG names, else from /etc and then the user's
     file (which wins, key by key and mount by mount). The environment says what to mount where /etc and the user's file name
-    no mount. Raises ConfigError.
+    no mount. What `nbmountctl add` made comes on top. Raises ConfigError.
     """
     named = str(path) if path is not None else environ.get(VARIABLE, "")
     files = [Path(named)] if named else [file for file in (system_file, user_file(environ)) if file.is_file()]
     sources = [_read(file) for file in files]
+    accounts = [_read(file) for file in _accounts(environ)]
     if not named and not any("mount" in source.document for source in sources):
         mounts = environment_mounts(environ)
-        if not mounts and not sources:
+        if not mounts and not sources and not accounts:
             raise ConfigError(
                 f"there is nothing to mount: no file {system_file} or {user_file(environ)}, none given by --config or "
                 f"{VARIABLE}, and the environment names no remote (ONEPROVIDER_HOST, WEBDAV_URL, D4SCIENCE_TOKEN, "
@@ -77,13 +78,31 @@ def load_config(
             )
         if mounts:
             sources.append(_Source("the environment", "", {"mount": mounts}))
-    return _build(sources, environ)
+    return _build([*sources, *accounts], environ)
 
 
 def user_file(environ: Mapping[str, str]) -> Path:
     """`~/.config/nbmountd/config.toml`."""
     base = environ.get("XDG_CONFIG_HOME", "")
     return (Path(base) if base.startswith("/") else places.home(environ) / ".config") / "nbmountd" / "config.toml"
+
+
+def accounts_directory(environ: Mapping[str, str]) -> Path:
+    """Where `nbmountctl add` keeps mounts and their secrets (accounts.py)."""
+    return user_file(environ).parent / "accounts"
+
+
+def _accounts(environ: Mapping[str, str]) -> list[Path]:
+    directory = accounts_directory(environ)
+    try:
+        found = [directory / name for name in sorted(os.listdir(directory)) if name.endswith(".toml")]
+        if found:
+            places.private_directory(directory)  # not if others could write to it
+    except FileNotFoundError:
+        return []
+    except (OSError, StateError) as exc:
+        raise ConfigError(f"{directory}: {exc}") from exc
+    return found
 
 
 @dataclass(frozen=True)
@@ -241,7 +260,7 @@ def _take_source(source: _Source, daemon: _Table, mounts: dict[str, _Table]) -> 
         table = _Table(label, _place(source, number, None), values)
         if not isinstance(name, str):
             table.fail("name", 'must be a string, such as "b2drop"' if "name" in mount else "is missing")
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             table.fail("name", "must be letters, digits, '-', '_' and '.', at most 64, and begin with a letter or digit")
         if name in seen:
             table.fail("name", f'there are two mounts named "{name}"')

@@ -9,12 +9,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from nbmountd.arguments import CONTEXT, absolute_path, config_option, duration, version_option
+from nbmountd.arguments import CONTEXT, absolute_path, config_option, duration, read_secret, setting, version_option
 from nbmountd.link import FAILED, Link
 
 if TYPE_CHECKING:
@@ -99,6 +100,63 @@ def _unmount(link: Link, name: str, timeout: float | None) -> None:
     from nbmountd.control import schema
 
     link.ask(schema.Unmount(mount=name, timeout=timeout), timeout=None)
+
+
+@control_group.command("add")
+@click.argument("name")
+@click.option("--backend", metavar="KIND", help="What it is: webdav, b2drop, onedata, ... (needed for a new one).")
+@click.option("--path", metavar="PATH", help="Where to mount it; ~/NAME if not said.")
+@click.option("--url", metavar="URL", help="The remote's address.")
+@click.option("--user", metavar="USER", help="Who logs in, with a password; without it the secret is a token.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Any other key of [[mount]]. May be repeated.")
+@click.option("--no-secret", is_flag=True, help="There is no password or token to read, or it stays the same.")
+@config_option
+@click.pass_obj
+def _add(
+    link: Link, /, name: str, settings: tuple[str, ...], no_secret: bool, config: Path | None, **given: str | None
+) -> None:
+    """Add a mount of yours, or change one that you added.
+
+    The password or token is read from standard input, never from an argument. For a mount that is there, it is enough to give
+    another secret. It is kept in ~/.config/nbmountd/accounts, readable to you alone.
+    """
+    from nbmountd import accounts
+
+    keys: dict[str, object] = {key: value for key, value in given.items() if value is not None}
+    keys |= dict(setting(text) for text in settings)
+    if "backend" in keys:
+        keys.setdefault("path", f"~/{name}")
+    secret = None if no_secret else read_secret()
+    where = accounts.add(name, keys, secret, config)
+    _reload_if_running(link, f"{name} is added" + (f"; its secret is in {where}" if where else ""))
+
+
+@control_group.command("remove")
+@click.argument("name")
+@click.pass_obj
+def _remove(link: Link, name: str) -> None:
+    """Unmount and forget a mount that was added, with its secret. What was not sent yet stays kept."""
+    from nbmountd import accounts
+
+    accounts.remove(name)
+    _reload_if_running(link, f"{name} is removed")
+
+
+def _reload_if_running(link: Link, done: str) -> None:
+    """A daemon that does not run reads its configuration when it starts."""
+    from nbmountd import places
+    from nbmountd.control import client, schema
+
+    try:
+        with closing(client.ask_sync(link.socket or places.find_control_socket(), schema.Ping(), timeout=5.0)) as replies:
+            next(replies)
+    except client.DaemonNotRunning:
+        link.print(schema.Done(message=f"{done}; the daemon is not running"))
+        return
+    except client.ControlError as exc:
+        link.fail(f"{done}, but the daemon cannot be told: {exc}", FAILED)
+    reply = link.reply(schema.Reload(), timeout=None)
+    link.print(schema.Done(message=f"{done}; {reply.message}" if isinstance(reply, schema.Done) else done))
 
 
 @control_group.command("restart")

@@ -24,6 +24,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "config": ("errors",),
     "places": ("errors",),
     "configfile": ("errors", "units", "log", "config", "places"),
+    "accounts": ("errors", "config", "places", "configfile"),
     "configschema": ("config", "configfile"),
     # remotes know nothing of nodes, disks or the kernel
     "backends": (*FOUNDATION, "backends"),

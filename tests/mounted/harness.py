@@ -204,11 +204,11 @@ class Daemon:
         """Bytes that the worker of `name` has had from its remote."""
         return self.status(name).bytes_received
 
-    def ctl(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """`nbmountctl` with `arguments`, as a user runs it; whatever its exit status."""
+    def ctl(self, *arguments: str, timeout: float = 60, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """`nbmountctl` with `arguments` and `stdin`, as a user runs it; whatever its exit status."""
         return subprocess.run(
             [*program("nbmountctl"), *arguments],
-            env=self.environment, capture_output=True, text=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL,
+            env=self.environment, capture_output=True, text=True, timeout=timeout, check=False, input=stdin,
         )
 
     # --- its log -------------------------------------------------------------------------------------------------------

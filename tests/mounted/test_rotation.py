@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from nbmountd.control import schema
+from tests.mounted.conftest import directory_mount
 from tests.mounted.harness import Daemon, daemon_over
 from tests.mounted.kernel import eventually
-from tests.servers import TokenServer
+from tests.servers import TokenServer, WsgiDAVServer
 
 MIB = 2**20
 SIZE = int(os.environ.get("NBMOUNTD_ROTATION_MIB", "24")) * MIB
@@ -179,3 +180,32 @@ def test_rotation_disturbs_neither_a_long_read_nor_a_long_upload(server: TokenSe
             sent.update(piece)
     assert sent.digest() == ours.digest()
     # The log of the daemon holds no warning (conftest.py): it was live all the time.
+
+
+@pytest.mark.expects_log(*AWAY)
+def test_an_account_is_added_corrected_and_removed_while_the_daemon_runs(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    with (
+        WsgiDAVServer(tmp_path / "root", tmp_path / "work") as server,
+        daemon_over({"local": directory_mount(tmp_path / "source")}) as daemon,
+    ):
+        assert daemon.child is not None
+        supervisor, mount = daemon.child.pid, daemon.home / "dav"
+        keys = ["--backend", "webdav", "--url", server.url, "--user", server.user]
+
+        added = daemon.ctl("add", "dav", *keys, "--set", "write_back_delay=0s", stdin="wrong\n")
+        assert added.returncode == 0, added.stderr
+        daemon.wait_for_state("dav", "unauthenticated")
+        worker = daemon.status("dav").pid
+        corrected = daemon.ctl("add", "dav", stdin=f"{server.password}\n")
+        assert corrected.returncode == 0, corrected.stderr
+        daemon.wait_for_state("dav", "live")
+        (mount / "file.txt").write_text("content")
+        daemon.sync()
+        assert (server.root / "file.txt").read_text() == "content"
+        assert (daemon.child.pid, daemon.status("dav").pid) == (supervisor, worker)
+
+        assert daemon.ctl("remove", "dav").returncode == 0
+        assert [status.name for status in daemon.statuses()] == ["local"]
+        assert not mount.is_mount()
+        assert server.password not in added.stdout + corrected.stdout + daemon.log.read_text()
