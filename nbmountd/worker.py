@@ -35,6 +35,7 @@ from nbmountd.disk.budget import Budget
 from nbmountd.disk.content import Content, ContentStore
 from nbmountd.disk.state import open_state
 from nbmountd.errors import ConfigError, NbmountdError, RemoteError
+from nbmountd.fs.feed import Feed
 from nbmountd.fs.filesystem import FileSystem
 from nbmountd.fs.held import Held
 from nbmountd.fs.nodes import Nodes
@@ -200,6 +201,7 @@ async def _serve(start: WorkerStart) -> None:
         service.start_soon(refresh.run)
         for _ in range(LISTINGS_AHEAD):
             service.start_soon(refresh.run_ahead)
+        service.start_soon(Feed(nodes, backend, refresh).run)
         service.start_soon(_refresh_wanted, news, nodes, refresh)
         for _ in range(URGENT_FETCHES):
             service.start_soon(partial(reads.run, urgent=True))

@@ -149,15 +149,21 @@ class FileSystem:
         if self.config.read_only:
             raise ReadOnlyMount(self.config.name)
 
+    def _check_changeable(self, directory: Node) -> None:
+        """Raises AccessDenied where the remote lets nobody make, move or remove anything directly in the directory."""
+        if not directory.writable:
+            raise AccessDenied(directory.name)
+        if directory.ino == ROOT_INODE and self.nodes.capabilities.partitions:
+            raise AccessDenied(f"{self.config.name}: what is here is made and removed on the remote")
+
     async def _check_free(self, parent: int, name: str) -> Node:
         """The directory, if it can take the new name. Raises Exists, ReadOnlyMount and the like."""
         self._check_writable()
         self._check_new_name(name)
         directory = self.nodes.directory(parent)
-        if not directory.writable:
-            raise AccessDenied(directory.name)
         if self.nodes.database.child(parent, name) is not None:
             raise Exists(name)
+        self._check_changeable(directory)
         if not directory.listed:  # else the kernel's lookup has just seen to it
             await self.refresh.ensure_fresh(directory)
             directory = self.nodes.directory(parent)  # others may have removed it meanwhile
@@ -242,8 +248,7 @@ class FileSystem:
     async def _child_to_change(self, parent: int, name: str) -> Node:
         self._check_writable()
         directory = self.nodes.directory(parent)
-        if not directory.writable:
-            raise AccessDenied(directory.name)
+        self._check_changeable(directory)
         node = self.nodes.database.child(parent, name)
         if node is None:
             node = await self.lookup(parent, name)
@@ -268,8 +273,7 @@ class FileSystem:
         node = await self._child_to_change(parent, name)
         self._check_new_name(new_name)
         target_directory = self.nodes.directory(new_parent)
-        if not target_directory.writable:
-            raise AccessDenied(target_directory.name)
+        self._check_changeable(target_directory)
         await self.refresh.ensure_fresh(target_directory)
         target = self.nodes.database.child(new_parent, new_name)
         if target is not None and node.is_directory and not exchange and replace:
@@ -375,6 +379,7 @@ class FileSystem:
         elif wanted.size is not None and self.uid != 0:
             mode = _without_privileges(mode)
         if mode != node.mode:
+            self._check_is_no_partition(node)
             values["mode"] = mode
             unsent |= UNSENT_MODE if capabilities.native_mode else 0
         if wanted.mtime_ns is not None:
@@ -472,7 +477,13 @@ class FileSystem:
         if not name.startswith("user."):
             raise NotSupported(name)
 
+    def _check_is_no_partition(self, node: Node) -> None:
+        """Raises NotPermitted for what only the remote's own administration changes."""
+        if self.nodes.capabilities.partitions and (node.ino == ROOT_INODE or self.nodes.borders.is_border(node)):
+            raise NotPermitted(f"{node.name}: its attributes are the remote's own")
+
     def _set_xattrs(self, node: Node, xattrs: dict[str, bytes]) -> None:
+        self._check_is_no_partition(node)
         now_ns, now = self.nodes.now()
         unsent = node.unsent_attributes | (UNSENT_XATTRS if self.nodes.capabilities.native_xattrs else 0)
         with self.nodes.transaction() as change:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +14,11 @@ import h5py
 import pytest
 
 from tests.mounted.harness import Daemon, daemon_over
-from tests.servers.onedata_double import DoubleOutside, OnedataDouble
+from tests.mounted.kernel import eventually
+from tests.servers.onedata_double import PARIS, DoubleOutside, OnedataDouble
+
+LAG = float(os.environ.get("NBMOUNTD_TEST_LAG", "4"))
+"""Seconds after which the other provider knows; 30 is what EGI's are allowed."""
 
 
 @pytest.fixture(scope="module", params=["25.0.1", "21.02.3"])
@@ -34,7 +42,8 @@ def daemon(double: OnedataDouble, tmp_path_factory: pytest.TempPathFactory) -> I
         "backend": "onedata", "onezone": double.zone_host, "oneprovider": double.krakow_host,
         "checkin_token_file": str(token), "ca_bundle": double.ca_bundle, "write_back_delay": 0.1,
     }  # fmt: skip
-    with daemon_over({"datahub": common, "forest": {**common, "space": "Forest"}}) as running:
+    forest = {**common, "space": "Forest"}
+    with daemon_over({"datahub": common, "forest": forest, "slow": {**forest, "freshness": 3600.0}}) as running:
         yield running
 
 
@@ -59,6 +68,7 @@ def test_spaces_are_directories_and_files_travel_both_ways(daemon: Daemon, ocean
 
 
 def test_a_change_of_4_kib_in_a_large_file_sends_little(daemon: Daemon, double: OnedataDouble) -> None:
+    double.do("lag", seconds=0)  # with one the double copies a file that is changed
     double.do("sparse", provider="prov-krakow", path="forest/large", size=2**30)
     mount = daemon.path("forest")
     daemon.refresh(mount)
@@ -122,3 +132,101 @@ def test_names_links_and_attributes_come_back(
     assert (told["mode"], told["xattrs"]) == (0o640, {} if older else {"colour": "green"})
     assert os.getxattr(mount / "b" / "file", "user.colour") == b"green"
     assert outside.stat("link")["target"] == "a/file"
+
+
+def test_the_directory_of_spaces_takes_nothing_and_spaces_stay(daemon: Daemon) -> None:
+    mount = daemon.path("datahub")
+    space = mount / "Ocean data"
+    refused = []
+
+    for act in (
+        lambda: (mount / "new").mkdir(),
+        lambda: (mount / "new").write_text("x"),
+        lambda: (mount / "new").symlink_to("Forest"),
+        lambda: space.rename(mount / "Sea data"),
+        space.rmdir,
+        lambda: space.chmod(0o700),
+    ):
+        with pytest.raises(OSError) as refusal:
+            act()
+        refused.append(refusal.value.errno)
+
+    assert set(refused) <= {errno.EACCES, errno.EPERM}
+    assert sorted(os.listdir(mount)) == ["Forest", "Ocean data"]
+    assert daemon.status("datahub").unsent_files == 0
+
+
+def test_a_move_into_another_space_is_exdev_so_mv_copies(daemon: Daemon, double: OnedataDouble, ocean: DoubleOutside) -> None:
+    mount = daemon.path("datahub")
+    (mount / "Ocean data" / "wave").mkdir()
+    (mount / "Ocean data" / "wave" / "height").write_text("3 m")
+    refused = []
+
+    for act in (
+        lambda: (mount / "Ocean data" / "wave").rename(mount / "Forest" / "wave"),
+        lambda: (mount / "Ocean data" / "wave" / "height").rename(mount / "Forest" / "height"),
+        lambda: (mount / "Forest" / "height").hardlink_to(mount / "Ocean data" / "wave" / "height"),
+    ):
+        with pytest.raises(OSError) as refusal:
+            act()
+        refused.append(refusal.value.errno)
+    shutil.move(mount / "Ocean data" / "wave", mount / "Forest" / "wave")
+    daemon.sync()
+
+    assert refused == [errno.EXDEV] * 3
+    assert DoubleOutside(double, "forest").read("wave/height") == b"3 m"
+    assert "wave" not in ocean.listdir("")
+
+
+def test_what_the_provider_tells_is_seen_long_before_the_freshness_time(
+    daemon: Daemon, double: OnedataDouble, request: pytest.FixtureRequest
+) -> None:
+    if "21.02.3" in request.node.name:
+        pytest.skip("providers of this generation tell of no changes")
+    mount, outside = daemon.path("slow"), DoubleOutside(double, "forest")
+    outside.mkdir("told")
+    daemon.refresh(mount)
+    assert os.listdir(mount / "told") == []
+    eventually(lambda: double.do("streams") > 0, 30, "the provider is listened to")
+
+    numbers = itertools.count()
+
+    def is_seen() -> bool:
+        """Until the first event there is none to go on from: what happens while a stream is opened is not told."""
+        name = str(next(numbers))
+        outside.write(f"told/{name}", b"new")
+        with contextlib.suppress(AssertionError):
+            return eventually(lambda: name in os.listdir(mount / "told"), 3, "the file is seen")
+        return False
+
+    eventually(is_seen, 60, "the first one is seen")
+    for name in ("one", "two", "three"):
+        outside.write(f"told/{name}", b"new")
+        eventually((mount / "told" / name).exists, 60, "every later one is seen")
+
+
+def test_what_another_provider_makes_known_late_is_seen_then_and_nothing_is_lost_meanwhile(
+    daemon: Daemon, double: OnedataDouble
+) -> None:
+    mount, elsewhere = daemon.path("forest"), DoubleOutside(double, "forest", PARIS)
+    (mount / "early.txt").write_text("known in Krakow")
+    daemon.sync()
+    double.do("lag", seconds=LAG)
+    try:
+        (mount / "early.txt").write_text("changed in Krakow")
+        daemon.sync()
+        elsewhere.write("late.txt", b"made in Paris")
+        daemon.refresh(mount)
+        before = sorted(os.listdir(mount))
+        (mount / "late.txt").write_text("made here, too")
+        daemon.sync()
+        text = (mount / "early.txt").read_text()
+    finally:
+        double.do("lag", seconds=2)
+
+    def both_are_there() -> bool:
+        daemon.refresh(mount)
+        return {entry.read_bytes() for entry in mount.glob("late*")} == {b"made in Paris", b"made here, too"}
+
+    assert ("late.txt" in before, text) == (False, "changed in Krakow")
+    eventually(both_are_there, 60, "both files of one name are shown")

@@ -1,0 +1,63 @@
+"""A space on the Onedata double, to be handled as a directory, as another client of a provider sees it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.servers.onedata_double import DoorError, DoubleOutside
+
+KINDS = {"REG": stat.S_IFREG, "DIR": stat.S_IFDIR, "SYMLNK": stat.S_IFLNK}
+
+
+@dataclass(frozen=True)
+class SpacePath:
+    """What the tests use of `pathlib.Path`, over the double's own door. Raises FileNotFoundError."""
+
+    outside: DoubleOutside
+    path: str = ""
+    """Below the space, "a/b"."""
+
+    def __truediv__(self, name: str) -> SpacePath:
+        return SpacePath(self.outside, f"{self.path}/{name}".lstrip("/"))
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    def iterdir(self) -> Iterator[SpacePath]:
+        for name in self.outside.listdir(self.path):
+            yield self / name
+
+    def lstat(self) -> os.stat_result:
+        try:
+            told = self.outside.stat(self.path)
+        except DoorError as exc:
+            raise FileNotFoundError(self.path) from exc
+        return os.stat_result((KINDS[told["type"]] | told["mode"], 0, 0, 1, 0, 0, told["size"], 0, 0, 0))
+
+    stat = lstat
+
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self.lstat().st_mode)
+
+    def is_symlink(self) -> bool:
+        return stat.S_ISLNK(self.lstat().st_mode)
+
+    def readlink(self) -> Path:
+        return Path(self.outside.stat(self.path)["target"])
+
+    def read_bytes(self) -> bytes:
+        return self.outside.read(self.path)
+
+    def read_text(self) -> str:
+        return self.read_bytes().decode()
+
+    def write_bytes(self, content: bytes) -> None:
+        self.outside.write(self.path, content)
+
+    def mkdir(self) -> None:
+        self.outside.mkdir(self.path)
