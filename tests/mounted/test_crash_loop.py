@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from tests.mounted.conftest import webdav_mount
 from tests.mounted.crash_model import Item, Tree, compare, look
 from tests.mounted.crash_writer import DIRECTORIES
 from tests.mounted.harness import Daemon, daemon_over, eventually
-from tests.servers import ServerProcess
+from tests.servers import FakeNextcloud, ServerProcess
 
 CRASHES = int(os.environ.get("CRASHES", "20"))
 SEED = int(os.environ.get("SEED", random.randrange(10**6)))
@@ -84,12 +85,24 @@ def kill_worker(daemon: Daemon) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def assert_same_on_the_server(tree: Tree, daemon: Daemon, below: Path) -> None:
+@dataclass(frozen=True)
+class Remote:
+    """A directory of a server, the keys of a mount over it, and how often to crash."""
+
+    directory: Path
+    keys: dict[str, object]
+    crashes: int
+    keeps_symlinks: bool
+
+
+def assert_same_on_the_server(tree: Tree, daemon: Daemon, remote: Remote) -> None:
     """Names, directories and bytes; modes and times have no place there. Apache keeps a symlink as a file with its target."""
+    below = remote.directory
     daemon.sync(timeout=120)
     expected = {
         name: Item("file", item.target.encode()) if item.kind == "symlink" else Item(item.kind, item.data)
         for name, item in tree.items.items()
+        if remote.keeps_symlinks or item.kind != "symlink"
     }
     there = {
         name: Item(item.kind, item.data) for name, item in look(below).items()
@@ -98,23 +111,28 @@ def assert_same_on_the_server(tree: Tree, daemon: Daemon, below: Path) -> None:
     assert compare(expected, there) == []
 
 
-@pytest.fixture
-def server_directory(apache_server: ServerProcess, request: pytest.FixtureRequest) -> Path:
-    directory = Path(apache_server.root, str(request.node.name))
-    directory.mkdir()
-    return directory
+@pytest.fixture(params=["apache", "nextcloud"])
+def remote(apache_server: ServerProcess, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Remote]:
+    name = str(request.node.originalname)
+    if request.param == "apache":
+        directory = Path(apache_server.root, name)
+        directory.mkdir()
+        yield Remote(directory, webdav_mount(apache_server, f"{name}/"), CRASHES, True)
+        return
+    with FakeNextcloud(tmp_path / "root", tmp_path / "work") as server:
+        yield Remote(server.root, {**webdav_mount(server), "backend": "nextcloud"}, max(4, CRASHES // 4), False)
 
 
 def test_a_worker_that_is_killed_is_not_even_noticed(
-    apache_server: ServerProcess, server_directory: Path, tmp_path: Path
+    remote: Remote, tmp_path: Path
 ) -> None:
     print(f"SEED={SEED} CRASHES={CRASHES}")
     chance = random.Random(SEED)
-    keys = {**webdav_mount(apache_server, f"{server_directory.name}/"), "write_back_delay": 0.3}
+    keys = {**remote.keys, "write_back_delay": 0.3}
     with daemon_over({"dav": keys}) as daemon:
         mount, tree = daemon.path("dav"), Tree(tmp_path / "manifest")
         with writing(mount, tree.manifest, SEED) as writer:
-            for crash in range(CRASHES):
+            for crash in range(remote.crashes):
                 # The moment is what is tested. Few die young: ten such in a minute are taken for a fault of the mount.
                 time.sleep(chance.uniform(0.02, 0.3) if crash % 8 == 1 else chance.uniform(0.6, 1.0))
                 kill_worker(daemon)
@@ -124,22 +142,22 @@ def test_a_worker_that_is_killed_is_not_even_noticed(
                     writer.go()
             writer.pause()
             assert tree.differences(mount, may_be_undecided=False) == [], f"at the end of SEED={SEED}"
-            assert_same_on_the_server(tree, daemon, server_directory)
+            assert_same_on_the_server(tree, daemon, remote)
             assert tree.differences(mount, may_be_undecided=False) == []
             writer.end()
-        assert tree.lines > 10 * CRASHES
+        assert tree.lines > 10 * remote.crashes
 
 
 def test_a_daemon_that_is_killed_whole_finds_everything_at_its_next_start(
-    apache_server: ServerProcess, server_directory: Path, tmp_path: Path
+    remote: Remote, tmp_path: Path
 ) -> None:
     print(f"SEED={SEED} CRASHES={CRASHES}")
     chance = random.Random(SEED)
-    keys = {**webdav_mount(apache_server, f"{server_directory.name}/"), "write_back_delay": 0.3}
+    keys = {**remote.keys, "write_back_delay": 0.3}
     with daemon_over({"dav": keys}) as daemon:
         mount, tree = daemon.path("dav"), Tree(tmp_path / "manifest")
         with writing(mount, tree.manifest, SEED) as writer:
-            for crash in range(CRASHES):
+            for crash in range(remote.crashes):
                 time.sleep(chance.uniform(0.05, 0.7))
                 daemon.abandon()
                 assert daemon.child is not None
@@ -150,6 +168,6 @@ def test_a_daemon_that_is_killed_whole_finds_everything_at_its_next_start(
                 writer.go()
             writer.pause()
             assert tree.differences(mount, may_be_undecided=False) == [], f"at the end of SEED={SEED}"
-            assert_same_on_the_server(tree, daemon, server_directory)
+            assert_same_on_the_server(tree, daemon, remote)
             writer.end()
-        assert tree.lines > 10 * CRASHES
+        assert tree.lines > 10 * remote.crashes
