@@ -19,18 +19,23 @@ import trio
 from nbmountd.backends.policy import PolicyBackend
 from nbmountd.config import MountConfig
 from nbmountd.control import schema
+from nbmountd.disk import quarantine
 from nbmountd.disk.database import Node
-from nbmountd.errors import NotFound, RemoteError
+from nbmountd.disk.quarantine import PutAside, all_put_aside
+from nbmountd.errors import LocalError, NotFound, RemoteError
 from nbmountd.fs.filesystem import FileSystem
 from nbmountd.fs.resolve import conflicts, resolve
-from nbmountd.log import configure
+from nbmountd.log import configure, get_logger
 from nbmountd.model import Health, Kind
 from nbmountd.sync.engine import Engine
+from nbmountd.sync.parked import discard, export
 from nbmountd.units import show_size
 
 DESCRIBED_WITHIN = 10.0
 """Seconds that `explain` waits for the remote."""
 LONGEST_DETAIL = 2000
+
+_log = get_logger(__name__)
 
 
 class Watched(Protocol):
@@ -43,7 +48,8 @@ class Watched(Protocol):
 
 
 class Answers:
-    """What a worker says on its control socket. `stop(timeout, handover=...)` ends it and gives how much was not sent."""
+    """What a worker says on its control socket. `stop(timeout, handover=...)` ends it and gives how much was not sent; `state`
+    is its state directory."""
 
     def __init__(
         self,
@@ -56,6 +62,7 @@ class Answers:
         stop: Callable[..., AsyncGenerator[int, None]],
         events: Callable[[], trio.MemoryReceiveChannel[schema.Event]],
         log_format: str,
+        state: Path,
         token_warning: Callable[[], str] = str,
     ) -> None:
         self._config = config
@@ -67,6 +74,7 @@ class Answers:
         self._stop = stop
         self._events = events
         self._log_format = log_format
+        self._state = state
         self._token_warning = token_warning
         self.stopping = False
 
@@ -96,7 +104,7 @@ class Answers:
                 await resolve(self._fs, self._node(request.path), request.keep)
             yield schema.ConflictsReply(items=tuple(self._conflicts(None if request.keep else request.path)))
         elif isinstance(request, schema.Parked):
-            yield self._parked(request)
+            yield await self._parked(request)
         elif isinstance(request, schema.Cache):
             yield self._cache(request)
         elif isinstance(request, schema.Events):
@@ -141,7 +149,7 @@ class Answers:
             unsent_bytes=fs.store.unsent_bytes,
             uploading=self._engine.uploading,
             conflicts=len(self._conflicts()),
-            parked=len(self._engine.parked(self._config.name)),
+            parked=len(self._engine.parked_nodes()) + len(all_put_aside(self._state)),
             local_only=fs.nodes.database.count_local_only(),
             cached_bytes=fs.store.cached_bytes,
             open_files=len(fs.nodes.opens),
@@ -288,18 +296,61 @@ class Answers:
                 return
         yield schema.Done(message="everything is safe")
 
-    def _parked(self, request: schema.Parked) -> schema.AnyReply:
+    async def _parked(self, request: schema.Parked) -> schema.AnyReply:
         relative = _relative(request.path, self._config.path) if request.path else None
-        items = [item for item in self._engine.parked(self._config.name) if relative in (None, item.path)]
+        parked = [(self._fs.nodes.local_path(node), node) for node, _, _ in self._engine.parked_nodes()]
+        parked = [(path, node) for path, node in parked if relative in (None, path)]
+        kept = {_aside(each): each for each in all_put_aside(self._state) if relative in (None, _aside(each))}
+        if request.action == "list":
+            return self._parked_reply(relative)
+        if relative is not None and not parked and not kept:
+            raise NotFound(f"{request.path} is not parked")
         if request.action == "retry":
-            for node in self._fs.nodes.database.to_send():
-                if self._fs.nodes.local_path(node) in {item.path for item in items}:
-                    self._engine.unpark(node.ino)
-        elif request.action != "list":
-            return schema.Failed(message=f"parked {request.action} is not there yet", code=1)
+            for _, node in parked:
+                self._engine.unpark(node.ino)
+            return self._parked_reply(relative)
+        if request.action == "export":
+            return await self._export(Path(request.directory or ""), parked, kept)
+        problems: list[str] = []
+        for path, node in parked:
+            try:
+                discard(self._fs, node)
+                self._engine.unpark(node.ino)
+                _log.warning("unsent work was given up, as asked", path=path)
+            except LocalError as exc:
+                problems.append(f"{path}: {exc}")
+        for name, each in kept.items():
+            await trio.to_thread.run_sync(quarantine.discard, each)
+            _log.warning("what had been put aside was deleted, as asked", directory=str(each.directory), name=name)
+        return _done_or_not(problems, f"{len(parked) + len(kept) - len(problems)} given up")
+
+    def _parked_reply(self, relative: str | None) -> schema.ParkedReply:
+        items = [item for item in self._engine.parked(self._config.name) if relative in (None, item.path)]
+        for kept in all_put_aside(self._state):
+            if relative in (None, _aside(kept)):
+                error = f"the state could not be read; what was unsent then is in {kept.directory}"
+                items.append(
+                    schema.ParkedItem(
+                        mount=self._config.name, path=_aside(kept), step="quarantine", size=kept.size, error=error, at=kept.at
+                    )
+                )
         return schema.ParkedReply(
             items=tuple(msgspec.structs.replace(item, path=self._absolute(item.path)) for item in items)
         )
+
+    async def _export(self, directory: Path, parked: list[tuple[str, Node]], kept: dict[str, PutAside]) -> schema.AnyReply:
+        """Copies of these in `directory`/NAME OF THE MOUNT."""
+        if not directory.is_absolute() or directory.is_relative_to(self._config.path):
+            return schema.Failed(message=f"{directory or 'nothing'} is no directory outside of the mount", code=2)
+        target, problems = directory / self._config.name, []
+        for path, node in parked:
+            problems += await export(self._fs, node, target / path)
+        for name, each in kept.items():
+            try:
+                await trio.to_thread.run_sync(quarantine.export, each, target / name)
+            except OSError as exc:
+                problems.append(f"{name}: {exc}")
+        return _done_or_not(problems, f"{len(parked) + len(kept)} copied to {target}" if parked or kept else "")
 
     def _cache(self, request: schema.Cache) -> schema.AnyReply:
         store = self._fs.store
@@ -336,6 +387,17 @@ class Answers:
                 self._fs.store.release(content)
             left -= node.size
         yield schema.Done(message=f"{len(files)} files, {show_size(total)}")
+
+
+def _aside(kept: PutAside) -> str:
+    """What a quarantine is called where a path below the mount is wanted; there is no file of that name."""
+    return f"(put aside {kept.directory.name})"
+
+
+def _done_or_not(problems: list[str], done: str) -> schema.Done | schema.Failed:
+    if problems:
+        return schema.Failed(message="; ".join([*([done] if done else []), *problems]))
+    return schema.Done(message=done)
 
 
 def _relative(path: str, mount: str) -> str:

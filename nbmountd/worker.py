@@ -188,7 +188,7 @@ async def _serve(start: WorkerStart) -> None:
 
     ending = _Ending()
     answers = Answers(
-        mount, fs, engine, backend, operations, traffic, ending.stop, events.subscribe, start.daemon.log_format,
+        mount, fs, engine, backend, operations, traffic, ending.stop, events.subscribe, start.daemon.log_format, state,
         partial(getattr, driver, "token_warning", ""),
     )
     async with trio.open_nursery() as service:

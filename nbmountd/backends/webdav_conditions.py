@@ -111,14 +111,18 @@ class Conditions:
         if parent.kind is not Kind.DIRECTORY:
             raise ParentMissing(f"the parent of {place} is no directory")
 
-    async def explained(self, answer: Answer, what: str, place: Place) -> RemoteError:
-        """The error that `answer` to a change at `place` means, after a look where its status has several meanings."""
+    async def explained(self, answer: Answer, what: str, place: Place, *, replacing: bool = False) -> RemoteError:
+        """The error that `answer` to a change at `place` means, after a look where its status has several meanings.
+
+        `replacing`: something is there, and was to be replaced.
+        """
         if answer.status == 207:
             return RemoteLocked(f"{what}: the server did a part of it only")
         if answer.status in UNSURE:
             try:
                 await self.parent_must_be(place)
-                await self.must_be_free(place)
+                if not replacing:
+                    await self.must_be_free(place)
             except (ParentMissing, RemoteExists) as exc:
                 return exc
             if answer.status == 400:

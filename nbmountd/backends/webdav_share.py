@@ -201,7 +201,7 @@ class WebDAVShare:
         else:
             answer = await self._conditions.if_version(place, replaces, send, again=body.rewind)
         if answer.status >= 300:
-            raise await self._conditions.explained(answer, f"PUT {path}", place)
+            raise await self._conditions.explained(answer, f"PUT {path}", place, replacing=replaces is not None)
         return answer
 
     async def _put_beside(
@@ -227,7 +227,8 @@ class WebDAVShare:
             try:
                 answer = await self._client.put(self._addresses.path(beside), {}, body)
                 if answer.status >= 300:
-                    raise await self._conditions.explained(answer, f"PUT {self._addresses.path(beside)}", place)
+                    what = f"PUT {self._addresses.path(beside)}"
+                    raise await self._conditions.explained(answer, what, place, replacing=replaces is not None)
                 entry = await finish(beside)
             except RemoteError as exc:
                 exc.in_doubt = False  # the target was not touched
@@ -322,7 +323,7 @@ class WebDAVShare:
         if answer.status in UNSURE:
             await self.stat(source)  # raises RemoteNotFound
         if answer.status == 207 or answer.status >= 300:
-            raise await self._conditions.explained(answer, f"MOVE {path}", target)
+            raise await self._conditions.explained(answer, f"MOVE {path}", target, replacing=replaces is not None)
 
     async def remove(self, place: Place, *, kind: Kind, version: Version | None) -> None:
         self._check_write(place)

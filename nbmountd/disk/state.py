@@ -1,12 +1,11 @@
 """Opens the state directory of one mount: lock, database, journal, contents, and the recovery from whatever happened before.
 
-What cannot be read is quarantined: renamed into `quarantine/<date>` with all unsent bytes, never deleted, said in one log
-line; then everything starts anew. It does not know what is in the files.
+What cannot be read is quarantined (quarantine.py) with all unsent bytes, never deleted, said in one log line; then everything
+starts anew. It does not know what is in the files.
 """
 
 from __future__ import annotations
 
-import datetime
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from nbmountd.disk.content import ContentStore
 from nbmountd.disk.database import Database, UnreadableDatabaseError, is_damage
 from nbmountd.disk.journal import Journal
+from nbmountd.disk.quarantine import put_aside
 from nbmountd.errors import StateError
 from nbmountd.log import get_logger
 
@@ -47,7 +47,7 @@ def open_state(state: Path, cache: Path, reserve: Callable[[int], None], *, boot
     try:
         return _open(state, cache, reserve, boot_id, limits)
     except UnreadableDatabaseError as exc:
-        kept = quarantine(state)
+        kept = put_aside(state)
         _log.error("the state could not be read and was put aside with all unsent bytes; starting anew", kept=kept, cause=exc)
     return _open(state, cache, reserve, boot_id, limits)
 
@@ -71,24 +71,6 @@ def _open(state: Path, cache: Path, reserve: Callable[[int], None], boot_id: str
             raise StateError(f"{state} cannot be used: {exc}") from exc
         raise
     return State(database, journal, store)
-
-
-def quarantine(state: Path) -> Path:
-    """Puts database, journal and unsent bytes aside; returns where they are now. Raises StateError."""
-    target = state / "quarantine" / datetime.datetime.now().strftime("%Y-%m-%d %H%M%S")
-    try:
-        number = 1
-        while target.exists():
-            number += 1
-            target = target.with_name(f"{target.name.partition(' (')[0]} ({number})")
-        target.mkdir(mode=0o700, parents=True)
-        # The unsent bytes first: if we die in between, they are not left beside a new database that does not know them.
-        for name in ("unsent", "journal.*", "nodes.db-*", "nodes.db"):
-            for path in sorted(state.glob(name)):
-                path.rename(target / path.name)
-    except OSError as exc:
-        raise StateError(f"{state} cannot be read, and cannot be put aside: {exc}") from exc
-    return target
 
 
 def _boot_id() -> str:

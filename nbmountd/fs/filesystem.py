@@ -60,6 +60,13 @@ class Sync(Protocol):
     def state(self, node: Node) -> FileState | None:
         """uploading, conflict or parked; None if nothing of that."""
 
+    @property
+    def parkings(self) -> int:
+        """How often something was parked since the start."""
+
+    def write_error(self, node: Node) -> tuple[int, str] | None:
+        """(which parking, why) of a file whose bytes, as they are now, the remote will not take; else None."""
+
 
 @dataclass(frozen=True, slots=True)
 class SetAttributes:
@@ -617,6 +624,17 @@ class FileSystem:
                 for alias in self.nodes.database.aliases(node.ino):
                     change.update(alias, unsent=True, changed_at=node.changed_at)
         self.nodes.wake()
+
+    @property
+    def write_errors(self) -> int:
+        """The number of the newest write error there is now: whoever opens a file now hears of later ones only."""
+        return 0 if self.sync is None else self.sync.parkings
+
+    def write_error_since(self, ino: int, heard: int) -> tuple[int, RemoteError] | None:
+        """What the remote said to bytes that are still unsent, and its number, if that is newer than `heard`."""
+        node = self.nodes.database.get(ino)
+        found = None if node is None or self.sync is None else self.sync.write_error(node)
+        return None if found is None or found[0] <= heard else (found[0], RemoteError(found[1]))
 
     async def flush(self, ino: int) -> None:
         """A descriptor is closed. With durability "close", waits until the remote has it."""

@@ -285,13 +285,16 @@ class Nodes:
         """Whether somebody has the file open, or may have without our knowing for sure."""
         return bool(self.opens[ino]) or ino == self.held.doubtful
 
-    def drop_if_unused(self, node: Node) -> None:
-        """Deletes a node that has neither a name, nor a base, nor anybody who holds it, and its bytes."""
+    def drop_if_unused(self, node: Node, *, although_known: bool = False) -> None:
+        """Deletes a node that has neither a name, nor a base, nor anybody who holds it, and its bytes. `although_known`: also
+        one that the kernel remembers, which then is ESTALE, and the kernel looks its name up again."""
         if node.parent is not None or node.base_parent is not None or self.opens[node.ino] or self.working[node.ino]:
             return
         if node.ino in self.doubts:
             return  # the remote may have it after all; once that is known, it is removed there or this is called again
-        if self.known_to_kernel(node.ino):
+        if self.known_to_kernel(node.ino) and not although_known:
+            return
+        if node.ino == self.held.doubtful:
             return
         content = self.store.peek(node.ino)
         if content is not None and content.users:

@@ -4,7 +4,8 @@ Bytes become `str` only here (surrogateescape), nodes become attributes in one h
 helper, before the answer is sent. Every handler runs in the guard: it has a deadline, an error becomes an errno, and what is
 no error of ours becomes EIO with a traceback in the log (pyfuse3 ends its loop on anything but FUSEError).
 
-A file handle is `inode * 2 + (1 if open for writing)`: the next worker can read it, whoever gave it out.
+A file handle is `inode * 2 + (1 if open for writing)`, below a serial number: the next worker can read it, whoever gave it
+out. The serial number tells the handles of one file apart, so that each hears of a write error once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import secrets
 import stat
 import time
 from collections import Counter
@@ -45,6 +47,8 @@ _TYPES = {
     Kind.SOCKET: stat.S_IFSOCK,
 }
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
+_SERIAL_SHIFT = 44
+_SERIALS = 2**20
 _BY_HANDLE = frozenset(("read", "write", "flush", "fsync", "release"))
 """Operations whose first argument is a file handle."""
 _log = get_logger(__name__)
@@ -117,6 +121,10 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         self.in_flight: dict[int, tuple[str, tuple[Any, ...], float]] = {}
         """Requests taken and not answered: operation, arguments, and since when (time.monotonic)."""
         self._taken = 0
+        self._serial = secrets.randbelow(_SERIALS)  # the handles of an earlier worker may still be open
+        self._heard: dict[int, tuple[int, int]] = {}
+        """Handle open for writing -> the newest write error that it has heard of at an fsync, and at all; or that is older than
+        the handle."""
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 
@@ -149,11 +157,32 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     def _inode(self, handle: int) -> int:
         """The inode of an open file; a handle of an earlier worker is taken over at its first use."""
-        ino = handle >> 1
-        writing = bool(handle & 1)
+        ino, writing = _inode_of(handle), bool(handle & 1)
         if not self.fs.is_open(ino, writing=writing):
             self.fs.adopt_handle(ino, writing=writing)
         return ino
+
+    def _handle(self, ino: int, *, writing: bool) -> int:
+        """A new handle."""
+        self._serial = (self._serial + 1) % _SERIALS
+        handle = self._serial << _SERIAL_SHIFT | ino * 2 + writing
+        if writing:
+            self._heard[handle] = self.fs.write_errors, self.fs.write_errors
+        return handle
+
+    def _tell_write_error(self, handle: int, *, at_fsync: bool) -> None:
+        """Raises what the remote said to the file's bytes after they were written, once for each handle that wrote.
+
+        A flush does not count against a later fsync: it may have been made for a child of the program, which closes all
+        that it has inherited and looks at no result.
+        """
+        if not handle & 1:
+            return
+        by_fsync, at_all = self._heard.get(handle, (0, 0))
+        error = self.fs.write_error_since(_inode_of(handle), by_fsync if at_fsync else at_all)
+        if error is not None:
+            self._heard[handle] = (error[0] if at_fsync else by_fsync, error[0])
+            raise error[1]
 
     def describe_in_flight(self) -> list[tuple[str, int, str, float]]:
         """(operation, inode, name or nothing, seconds) of what was taken and not answered, longest first."""
@@ -161,7 +190,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         for operation, arguments, since in list(self.in_flight.values()):
             inode = next((value for value in arguments if isinstance(value, int)), ROOT_INODE)
             name = next((os.fsdecode(value) for value in arguments[:2] if isinstance(value, bytes)), "")
-            found.append((operation, inode >> 1 if operation in _BY_HANDLE else inode, name, now - since))
+            found.append((operation, _inode_of(inode) if operation in _BY_HANDLE else inode, name, now - since))
         return found
 
     def _answer_again(self, operation: str, ino: int) -> Any:
@@ -171,7 +200,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         if operation != "create":
             return self._entry(node)
         self.fs.open(ino, writing=True, truncate=False)
-        return pyfuse3.FileInfo(fh=ino * 2 + 1, keep_cache=True), self._entry(node)
+        return pyfuse3.FileInfo(fh=self._handle(ino, writing=True), keep_cache=True), self._entry(node)
 
     # -- names --------------------------------------------------------------------------------------------------------
 
@@ -331,7 +360,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
     async def open(self, ino: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
         writing = flags & os.O_ACCMODE != os.O_RDONLY
         self.fs.open(ino, writing=writing, truncate=bool(flags & os.O_TRUNC))
-        return pyfuse3.FileInfo(fh=ino * 2 + writing, keep_cache=True)
+        return pyfuse3.FileInfo(fh=self._handle(ino, writing=writing), keep_cache=True)
 
     @_guarded
     @_once
@@ -345,7 +374,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
                 raise
             node = await self.fs.lookup(parent, os.fsdecode(name))
             self.fs.open(node.ino, writing=True, truncate=bool(flags & os.O_TRUNC))
-        return pyfuse3.FileInfo(fh=node.ino * 2 + 1, keep_cache=True), self._entry(node)
+        return pyfuse3.FileInfo(fh=self._handle(node.ino, writing=True), keep_cache=True), self._entry(node)
 
     @_guarded
     async def read(self, handle: int, offset: int, size: int) -> bytes:
@@ -357,12 +386,19 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     @_guarded
     async def flush(self, handle: int) -> None:
-        await self.fs.flush(handle >> 1)
+        self._tell_write_error(handle, at_fsync=False)
+        await self.fs.flush(_inode_of(handle))
 
     @_guarded
     async def fsync(self, handle: int, datasync: bool) -> None:
         await self.fs.fsync(self._inode(handle))
+        self._tell_write_error(handle, at_fsync=True)
 
     @_guarded
     async def release(self, handle: int) -> None:
-        self.fs.close_file(handle >> 1, writing=bool(handle & 1))
+        self._heard.pop(handle, None)
+        self.fs.close_file(_inode_of(handle), writing=bool(handle & 1))
+
+
+def _inode_of(handle: int) -> int:
+    return (handle & (1 << _SERIAL_SHIFT) - 1) >> 1

@@ -104,6 +104,10 @@ class Engine:
         self._look_at = 0.0
         self._not_before = 0.0
         self._work = trio.Event()
+        self.parkings = 0
+        """How often something was parked since the start."""
+        self._parked_at: dict[int, int] = {}
+        """`parkings` when it was parked; nothing for what an earlier worker had parked."""
         self._parked_as: dict[int, float] = {}
         """`changed_at` of what is parked: another one is something new."""
         self._parked: dict[int, tuple[str, float]] = {
@@ -369,6 +373,8 @@ class Engine:
     def park(self, node: Node, error: str) -> None:
         """Keeps the node's work, shown and not retried, until `unpark`."""
         now = self._nodes.now()[1]
+        self.parkings += 1
+        self._parked_at[node.ino] = self.parkings
         self._parked[node.ino] = (error, now)
         self._parked_as[node.ino] = node.changed_at
         self._failures.pop(node.ino, None)
@@ -383,21 +389,30 @@ class Engine:
     def unpark(self, ino: int) -> None:
         """The node's work is tried again now."""
         self._parked_as.pop(ino, None)
+        self._parked_at.pop(ino, None)
         if self._parked.pop(ino, None) is not None:
             with self._nodes.database.transaction() as change:
                 change.execute("UPDATE work SET parked = 0 WHERE ino = ?", (ino,))
             self._look_soon()
 
-    def parked(self, mount: str) -> list[ParkedItem]:
-        items = []
+    def parked_nodes(self) -> list[tuple[Node, str, float]]:
+        """(node, why, seconds since 1970 since when) of everything that is parked."""
+        found = []
         for ino, (error, at) in list(self._parked.items()):
             node = self._nodes.database.get(ino)
             if node is None or not node.to_send:
                 self._parked.pop(ino)
                 continue
-            path = self._nodes.local_path(node)
-            items.append(ParkedItem(mount=mount, path=path, step=_kind_of_work(node), size=node.size, error=error, at=at))
-        return items
+            found.append((node, error, at))
+        return found
+
+    def parked(self, mount: str) -> list[ParkedItem]:
+        return [
+            ParkedItem(
+                mount=mount, path=self._nodes.local_path(node), step=_kind_of_work(node), size=node.size, error=error, at=at
+            )
+            for node, error, at in self.parked_nodes()
+        ]  # fmt: skip
 
     def all_stuck(self, nodes: Iterable[Node]) -> bool:
         """Whether all of these wait for a person, and nothing is at work that could change that."""
@@ -490,6 +505,13 @@ class Engine:
             return FileState.UPLOADING
         row = self._nodes.database.connection.execute("SELECT 1 FROM conflicts WHERE ino = ?", (node.ino,)).fetchone()
         return FileState.CONFLICT if row else None
+
+    def write_error(self, node: Node) -> tuple[int, str] | None:
+        """Of a file whose bytes, as they are now, were parked since the start: which parking that was, and why."""
+        number = self._parked_at.get(node.ino)
+        if number is None or node.ino not in self._parked or not node.unsent or self._is_another_since_parked(node):
+            return None
+        return number, self._parked[node.ino][0]
 
     def failure(self, node: Node) -> Failure | None:
         return self._failures.get(node.ino)

@@ -214,8 +214,8 @@ class Steps:
 
     def _earlier_snapshot(self, node: Node, content: Content, layers: list[Layer]) -> Snapshot | None:
         """The older part of these layers, if that was sent before and nobody knows whether it arrived."""
-        newest = begun(self._nodes.database, node.ino)
-        if newest is None or not layers or layers[-1].id == newest or newest not in [layer.id for layer in layers]:
+        newest = begun(self._nodes.database, node.ino)  # 0: before there was any layer, as of a new and empty file
+        if newest is None or not layers or layers[-1].id == newest or newest not in [0, *(layer.id for layer in layers)]:
             return None
         older = [layer for layer in layers if layer.id <= newest]
         return Snapshot(self._store, content, older, self._ensure, None)
@@ -268,13 +268,13 @@ class Steps:
         """The entry of the uploaded file; None when the remote's version had to be kept beside ours."""
         place, version = self._target(step, replaced)
         can = self._nodes.capabilities
-        sent_before = bool(snapshot.top) and begun(self._nodes.database, node.ino) == snapshot.top
+        sent_before = begun(self._nodes.database, node.ino) == snapshot.top
         try:
             if version is not None and not can.atomic_replace and not snapshot.whole:
                 await snapshot.fetch_all()  # the remote's old bytes are gone with the first new one
             ticket = JournalTicket(self._nodes.database, snapshot.top, node.ino)
             self._nodes.doubts.begin(Doubt(node.ino, UPLOAD, step.at.parent, step.at.name, version, snapshot.top))
-            if snapshot.top and node.link_of is None:
+            if node.link_of is None:
                 ticket.begin()
             if version is not None and replaced is node and can.ranged_writes and snapshot.layers:
                 entry = await self._backend.write_ranges(

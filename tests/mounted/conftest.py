@@ -31,7 +31,8 @@ from tests.servers import (
 )
 
 HANG_LIMIT = 150
-"""Seconds after which every daemon of a test is killed: what waits in a dead mount cannot be ended in another way."""
+"""Seconds after which every daemon of a test is killed: what waits in a dead mount cannot be ended in another way. Longer for
+a test that is marked with a longer time limit of its own."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -60,7 +61,8 @@ def the_right_to_mount() -> Iterator[None]:
 def no_surprises(request: pytest.FixtureRequest) -> Iterator[None]:
     """Ends a test that hangs in a mount, and judges the logs of all daemons that lived during the test."""
     judge_logs([])  # of daemons that several tests shared and that were stopped since the last one
-    watchdog = threading.Timer(HANG_LIMIT, harness.abandon_all)
+    patience = request.node.get_closest_marker("timeout")
+    watchdog = threading.Timer(max([HANG_LIMIT, *(patience.args if patience else ())]), harness.abandon_all)
     watchdog.daemon = True
     watchdog.start()
 

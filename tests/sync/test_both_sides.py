@@ -509,6 +509,70 @@ def test_an_upload_that_a_dead_worker_sent_is_no_conflict_even_when_the_file_was
     assert world.remote.tree() == {"a.txt": b"xxxxxone" + b"x" * 42 + b"two" + b"x" * 47}
 
 
+async def create_and_die_with_its_upload(world: World, name: str, data: bytes) -> None:
+    """The remote has it; nobody here has heard of that, and the next worker does not come to sending before what follows."""
+    await world.write_file(name, data)
+    world.flaky.fail("upload", "silent", *["error"] * 500)  # until the story is over
+    await trio.sleep(7)
+    assert world.remote.tree() == {name: data}
+    await world.kill(world.nursery)
+    world.fs.take_over()
+    while world.engine.failure(await world.find(name)) is None or world.engine.uploading:  # noqa: ASYNC110
+        await trio.sleep(0.05)
+
+
+def test_an_empty_file_that_a_dead_worker_sent_is_no_conflict_when_it_is_written_then(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await create_and_die_with_its_upload(world, "a.txt", b"")
+        await edit(world, "a.txt", b"no longer empty")
+
+    assert tell(tmp_path, story).remote.tree() == {"a.txt": b"no longer empty"}
+
+
+@pytest.mark.parametrize("data", [b"", b"sent"])
+def test_a_new_file_that_a_dead_worker_sent_and_that_is_renamed_then_leaves_nothing_behind(tmp_path: Path, data: bytes) -> None:
+    async def story(world: World) -> None:
+        await create_and_die_with_its_upload(world, "a.txt", data)
+        await rename(world, "a.txt", "b.txt")
+
+    assert tell(tmp_path, story).remote.tree() == {"b.txt": data}
+
+
+@pytest.mark.parametrize("data", [b"", b"sent"])
+def test_a_new_file_that_a_dead_worker_sent_and_that_is_removed_then_does_not_come_back(tmp_path: Path, data: bytes) -> None:
+    async def story(world: World) -> None:
+        await create_and_die_with_its_upload(world, "a.txt", data)
+        await remove(world, "a.txt")
+        await trio.sleep(60)
+        await world.fs.refresh_now(None)
+
+    assert tell(tmp_path, story).remote.tree() == {}
+
+
+@pytest.mark.parametrize("what", ["renamed", "removed", "replaced"])
+def test_an_overwrite_that_a_dead_worker_sent_is_known_as_ours_when_the_file_then_goes(tmp_path: Path, what: str) -> None:
+    async def story(world: World) -> None:
+        world.remote.put("a.txt", b"base")
+        await edit(world, "a.txt", b"sent")
+        world.flaky.fail("upload", "silent", *["error"] * 500)
+        await trio.sleep(7)
+        assert world.remote.tree() == {"a.txt": b"sent"}
+        await world.kill(world.nursery)
+        world.fs.take_over()
+        while world.engine.failure(await world.find("a.txt")) is None or world.engine.uploading:  # noqa: ASYNC110
+            await trio.sleep(0.05)
+        if what == "removed":
+            await remove(world, "a.txt")
+        elif what == "renamed":
+            await rename(world, "a.txt", "b.txt")
+        else:
+            await world.write_file("new.txt", b"new")
+            await rename(world, "new.txt", "a.txt")
+
+    after = {"removed": {}, "renamed": {"b.txt": b"sent"}, "replaced": {"a.txt": b"new"}}
+    assert tell(tmp_path, story).remote.tree() == after[what]
+
+
 def test_a_move_of_which_no_answer_came_is_found_out_by_asking(tmp_path: Path) -> None:
     numbers: list[int] = []
 
