@@ -62,9 +62,10 @@ def prepare(home: Path, mounts: Mapping[Path, Mapping[str, object]]) -> Way:
         for path in (home, home / "run", home / "mnt"):
             os.chown(path, USER, USER)
         home.chmod(0o755)
-        for keys in mounts.values():
-            if "source" in keys:
-                _open_to_the_user(Path(str(keys["source"])))
+        for point, keys in mounts.items():
+            files = [Path(str(value)) for key, value in keys.items() if key in ("source", "ca_bundle") or key.endswith("_file")]
+            for path in (point, *files):
+                _open_to_the_user(path)
         return Way({"NB_UID": str(USER), "NB_GID": str(USER)})
     if MODE == "fd":
         clean(home)
@@ -90,11 +91,14 @@ def mount_by_hand(point: Path, uid: int) -> int:
     return device
 
 
-def _open_to_the_user(source: Path) -> None:
-    for path in (source, *source.rglob("*")):
+def _open_to_the_user(place: Path) -> None:
+    """What root's tests made, and the user's worker needs. What is mounted or missing is left alone."""
+    if not os.path.exists(place) or os.path.ismount(place):  # pathlib's raise where a mount is dead
+        return
+    for path in (place, *place.rglob("*")):
         os.chown(path, USER, USER, follow_symlinks=False)
-    for parent in source.parents[:-1]:
-        if parent.stat().st_uid == os.geteuid():
+    for parent in place.parents:
+        if parent.stat().st_mode & 0o011 != 0o011:
             parent.chmod(parent.stat().st_mode | 0o011)
 
 
@@ -131,7 +135,10 @@ def run_tests(mode: str, *arguments: str) -> subprocess.CompletedProcess[bytes] 
         if mode == "user":
             os.chown(work, NOBODY, NOBODY)
         command = [python, "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={work}/bt", *arguments]
-        settings = {"NBMOUNTD_TEST_MODE": mode, "HYPOTHESIS_STORAGE_DIRECTORY": f"{work}/hypothesis", "HOME": str(work)}
+        # Root is a stranger in a user's repository.
+        trust = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
+        places = {"HYPOTHESIS_STORAGE_DIRECTORY": f"{work}/hypothesis", "HOME": str(work)}
+        settings = {"NBMOUNTD_TEST_MODE": mode, **trust, **places}
         return subprocess.run([*before, *command], env={**environment(), **settings}, cwd=ROOT, check=False)
 
 

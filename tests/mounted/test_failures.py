@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from tests.mounted import modes
 from tests.mounted.conftest import directory_mount, webdav_mount
 from tests.mounted.harness import Daemon, daemon_over, program
 from tests.mounted.kernel import eventually, mounts_below
@@ -189,6 +190,7 @@ def make_dead_mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         pytest.skip("mount(2) needs root")
     point = tmp_path / "dead"
     point.mkdir()
+    os.chown(point, *modes.OWNER)
 
     def make(source: str) -> Path:
         device = os.open("/dev/fuse", os.O_RDWR)
