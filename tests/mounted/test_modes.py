@@ -16,7 +16,7 @@ PART = (
     "tests/mounted/posix/test_attributes.py::test_somebody_elses_ownership_is_refused_and_changes_nothing",
     "tests/mounted/posix/test_attributes.py::test_access_answers_from_the_mode",
 )  # fmt: skip
-CHOSEN = "not nginx and not wsgidav and not sabre and not ten_thousand"
+CHOSEN = "(apache or test_attributes) and not ten_thousand"
 pytestmark = pytest.mark.skipif(MODE != "root" or os.geteuid() != 0, reason="needs root, to be others")
 
 
