@@ -97,10 +97,18 @@ def _names(text: str) -> set[str]:
 def _run_command(
     command: Sequence[str], environment: dict[str, str], beside: Own | Foreign | None, *, userns: bool
 ) -> int:
+    # `tini -g` signals our whole process group. In a group of its own the command gets each signal once, from here; but a
+    # terminal's programs belong into the group that the terminal knows.
+    own_group = not os.isatty(0)
+
+    def in_child() -> None:
+        if own_group:
+            os.setpgid(0, 0)
+        if userns:
+            namespace.give_up_rights()
+
     try:
-        child = subprocess.Popen(
-            list(command), env=environment, preexec_fn=namespace.give_up_rights if userns else None
-        )
+        child = subprocess.Popen(list(command), env=environment, preexec_fn=in_child)
     except FileNotFoundError:
         say(f"{command[0]}: no such command")
         return NOT_FOUND
@@ -111,7 +119,7 @@ def _run_command(
 
     def forward(number: int, _frame: object) -> None:
         with suppress(ProcessLookupError):
-            child.send_signal(number)
+            os.killpg(child.pid, number) if own_group else child.send_signal(number)
         if number == signal.SIGTERM and number not in told and beside is not None:
             told.add(number)
             beside.hurry()

@@ -67,6 +67,18 @@ def test_signals_reach_the_command_and_its_end_is_reported_as_shells_do(place: P
     assert not mounted_below(place)
 
 
+def test_a_signal_to_the_whole_process_group_reaches_the_command_once(place: Path) -> None:
+    """As `tini -g` sends it; a second SIGTERM means "at once" to some programs."""
+    script = "trap 'echo told' TERM; echo started; for i in 1 2 3 4 5 6 7 8; do sleep 0.2; done; exit 7"
+    wrapper = start(place, script, before=os.setsid)
+    assert wrapper.stdout is not None and wrapper.stdout.readline() == "started\n"
+
+    os.killpg(wrapper.pid, signal.SIGTERM)
+    out, log = wrapper.communicate(timeout=60)
+
+    assert (wrapper.returncode, out) == (7, "told\n"), log
+
+
 def test_the_command_runs_when_nothing_can_be_mounted(place: Path) -> None:
     (place / "home" / "shared").mkdir()
     (place / "home" / "shared" / "in-the-way").write_text("precious")
