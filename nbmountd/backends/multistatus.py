@@ -23,6 +23,12 @@ BODY_LIMIT = 1 << 30
 TEXT_LIMIT = 64 * 1024
 """Characters of one value."""
 
+RESOURCE_LIMIT = 500_000
+"""Resources of one body, of some 1 KiB of memory each. Compressed, that many need no more than a few megabytes to be sent."""
+
+PROPERTY_LIMIT = 200
+"""Properties of one resource. A dozen are asked for."""
+
 DEPTH_LIMIT = 32
 """Elements inside each other. Seven are used."""
 
@@ -126,6 +132,8 @@ class MultiStatusParser:
         text = "".join(self._text).strip()
         self._text.clear()
         if depth == 4 and path[3] == "DAV: prop":
+            if len(self._found) >= PROPERTY_LIMIT:
+                raise RemoteProtocolError("too many properties of one resource in the listing")
             self._found[tag] = text
         elif depth == 3 and tag == "DAV: status":
             self._found_status = _status(text)
@@ -141,6 +149,8 @@ class MultiStatusParser:
         elif depth == 1 and tag == "DAV: response":
             if not self._href:
                 raise RemoteProtocolError("a resource without an address in the listing")
+            if len(self._resources) >= RESOURCE_LIMIT:
+                raise RemoteProtocolError(f"more than {RESOURCE_LIMIT} resources in the listing")
             self._resources.append(Resource(self._href, self._status, self._properties, self._collection))
 
 

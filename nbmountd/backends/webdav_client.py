@@ -122,7 +122,10 @@ class WebDAVClient:
     def _adds_slash(self, answer: Answer, path: str) -> bool:
         if answer.status not in (301, 302, 307, 308) or path.endswith("/"):
             return False
-        target = urlsplit(answer.headers.get("location", ""))
+        try:
+            target = urlsplit(answer.headers.get("location", ""))
+        except ValueError:  # half an IPv6 address
+            return False
         same_origin = not target.netloc or f"{target.scheme}://{target.netloc}" == self.http.origin
         return same_origin and unquote_to_bytes(target.path) == unquote_to_bytes(path + "/") and not target.query
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from nbmountd.backends import multistatus
 from nbmountd.backends.base import NoTicket
 from nbmountd.backends.multistatus import MultiStatusParser
 from nbmountd.backends.policy import PolicyBackend
@@ -309,6 +310,27 @@ def test_the_parser_refuses_what_would_eat_memory() -> None:
         with pytest.raises(RemoteProtocolError):
             parser.feed(body)
             parser.close()
+
+
+def test_a_listing_without_end_is_refused_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multistatus, "RESOURCE_LIMIT", 100)
+    one = "<d:response><d:href>/x</d:href></d:response>"
+    many = "".join(f"<d:p{number}/>" for number in range(1000))
+    for body in (one * 101, f"<d:response><d:href>/x</d:href><d:propstat><d:prop>{many}</d:prop></d:propstat></d:response>"):
+        parser = MultiStatusParser()
+        with pytest.raises(RemoteProtocolError, match=r"more than 100 resources|too many properties"):
+            parser.feed(f'<d:multistatus xmlns:d="DAV:">{body}'.encode())
+
+
+async def test_a_slash_is_not_added_on_the_word_of_a_redirect_to_another_host(broken: BrokenServer, tmp_path: Path) -> None:
+    """Neither there, where the credential would go with it, nor here."""
+    with BrokenServer(tmp_path / "other") as other:
+        async with odd(broken, f"slash-at-{other.port}") as backend:
+            with pytest.raises(RemoteProtocolError, match="redirect"):
+                await backend.stat(Place(("folder",)))
+
+        assert await methods(broken, 1) == ["PROPFIND"]
+        assert other.requests() == []
 
 
 def test_a_body_may_come_in_pieces_of_any_size() -> None:

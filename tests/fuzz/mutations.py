@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 
 LONG = 100_000
 
@@ -85,6 +86,7 @@ WORDS: tuple[bytes, ...] = (
     b"</d:response>",
     b"http://elsewhere.example/dav/dir/",
     b"file:///etc/passwd",
+    b"http://[::1",
     b"Sun, 06 Nov 9999 08:49:37 GMT",
     b"Sun, 06 Nov 0000 08:49:37 GMT",
     b"Sun, 31 Feb 2026 25:61:61 GMT",
@@ -97,10 +99,17 @@ WORDS: tuple[bytes, ...] = (
     b"e\xcc\x81" * 1000,
 )
 
+PLAIN = tuple(word for word in WORDS if not set(word) & set(b'<>&"{}[]\\\n') and len(word) < 10_000)
+"""Words that can stand for a value in XML and JSON without changing the form."""
+
 
 def mutate(seeds: Sequence[bytes], rng: random.Random) -> bytes:
     """One of `seeds`, changed one to eight times; at times two of them, cut and joined."""
     data = bytearray(rng.choice(seeds))
+    if rng.random() < 0.3:  # the form as it was: what is looked into is the values
+        for _ in range(rng.randint(1, 3)):
+            _replace_value(data, rng, PLAIN)
+        return bytes(data)
     if rng.random() < 0.1:
         other = rng.choice(seeds)
         data = data[: rng.randint(0, len(data))] + other[rng.randint(0, len(other)) :]
@@ -112,7 +121,7 @@ def mutate(seeds: Sequence[bytes], rng: random.Random) -> bytes:
 def _change(data: bytearray, rng: random.Random) -> None:
     start = rng.randint(0, len(data))
     stop = min(len(data), start + int(rng.expovariate(0.1)))
-    kind = rng.randrange(8)
+    kind = rng.randrange(10)
     if kind == 0 and data:
         data[start % len(data)] ^= 1 << rng.randrange(8)
     elif kind == 1:
@@ -123,18 +132,21 @@ def _change(data: bytearray, rng: random.Random) -> None:
         data[start:stop] = rng.randbytes(rng.randint(1, 8))
     elif kind == 4:
         del data[start:]
-    elif kind == 5:
+    elif kind in (5, 8, 9):
         _replace_value(data, rng)
     else:
         data[start:stop] = _word(rng)
 
 
-def _replace_value(data: bytearray, rng: random.Random) -> None:
+def _replace_value(data: bytearray, rng: random.Random, words: Sequence[bytes] = ()) -> None:
     """A whole value, so that the structure around it stays as it was."""
     marks = [place for place, byte in enumerate(data) if byte in b'":,<>{}[] \n']
-    if len(marks) >= 2:
-        at = rng.randrange(len(marks) - 1)
-        data[marks[at] + 1 : marks[at + 1]] = _word(rng)
+    between = [(at + 1, to) for at, to in pairwise(marks) if to > at + 1]
+    if words:  # not the names of tags
+        between = [(at, to) for at, to in between if data[at - 1] not in b"<{" and data[to] != 62]  # ">"
+    if between:
+        at, to = rng.choice(between)
+        data[at:to] = rng.choice(words) if words else _word(rng)
 
 
 def _word(rng: random.Random) -> bytes:

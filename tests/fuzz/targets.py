@@ -11,7 +11,8 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 
@@ -20,14 +21,16 @@ from nbmountd.backends.d4science_answers import exception_class, failure, refuse
 from nbmountd.backends.d4science_items import entry_of as d4science_entry
 from nbmountd.backends.d4science_items import parse_item, parse_list, shown_names, stored_attributes
 from nbmountd.backends.d4science_token import expiry
-from nbmountd.backends.http import Answer, error_of, retry_after
+from nbmountd.backends.http import Answer, HTTPClient, error_of, retry_after
 from nbmountd.backends.hygiene import NOT_JSON, fit_entries
 from nbmountd.backends.multistatus import DAV, MultiStatusParser, Resource
+from nbmountd.backends.nextcloud import NextcloudShare
 from nbmountd.backends.onedata_answers import Made, Page, checked_id, parse_version, shown_xattrs
 from nbmountd.backends.onedata_answers import entry_of as onedata_entry
 from nbmountd.backends.onedata_errors import error_of_answer, refusal_reason
 from nbmountd.backends.onedata_events import Listener
 from nbmountd.backends.onedata_zone import Scope, origin_of
+from nbmountd.backends.webdav_client import WebDAVClient
 from nbmountd.backends.webdav_entries import Directory, entry_of, nextcloud_version, parse_date, parse_etag, tells, version_of
 from nbmountd.backends.webdav_habits import recognise
 from nbmountd.backends.webdav_overlay import PROPERTY, parse, seen
@@ -111,6 +114,7 @@ def read_multistatus(data: bytes) -> None:
         name = directory.name(resource.href)
         if name:
             entry = entry_of(resource, name)
+            entries.append(NextcloudShare._entry(cast(NextcloudShare, None), resource, name))
             entries += [entry, seen(entry, parse(resource.properties.get(PROPERTY)))]
     must_be_fit(entries)
 
@@ -133,7 +137,7 @@ HEADERS = tuple(
             "dav": "1,2",
         },
         {"etag": 'W/"5f"', "retry-after": WHEN, "server": "nginx", "dav": "1", "oc-etag": '"1"', "allow": "GET, PUT"},
-        {"etag": '"abc--gzip"', "last-modified": "0", "x-powered-by": "PHP", "server": "WsgiDAV/4.3 Cheroot"},
+        {"etag": '"abc--gzip"', "last-modified": "0", "x-powered-by": "PHP", "location": "http://host:8/dav/dir/?x"},
     )
 )
 VERSIONS = (
@@ -144,6 +148,14 @@ VERSIONS = (
 )
 
 
+ORIGIN = SimpleNamespace(origin="http://host")
+
+
+def _as_header(value: str) -> str:
+    """As http.client gives it: bytes as Latin-1."""
+    return value.encode("utf-8", "replace").decode("latin-1")
+
+
 def read_headers(data: bytes) -> None:
     try:
         told = json.loads(data)
@@ -151,7 +163,7 @@ def read_headers(data: bytes) -> None:
         return
     if not isinstance(told, dict):
         return
-    headers = {str(name): value for name, value in told.items() if isinstance(value, str)}
+    headers = {str(name): _as_header(value) for name, value in told.items() if isinstance(value, str)}
     for version in VERSIONS:
         tells(version, headers, 12)
     version_of(headers.get("etag"), 12, parse_date(headers.get("last-modified")))
@@ -159,6 +171,7 @@ def read_headers(data: bytes) -> None:
     wait = retry_after(headers)
     assert wait is None or 0 <= wait <= 86400
     recognise(headers, "/dav/")
+    WebDAVClient(cast(HTTPClient, ORIGIN))._adds_slash(Answer(301, headers), "/dav/dir")
     for status in (301, 401, 404, 429, 503, 507, 599):
         error_of(Answer(status, headers, data), "PUT /x")
 

@@ -74,7 +74,7 @@ async def _receive(stream: trio.SocketStream) -> bytes:
 RESPONSES = (
     b"HTTP/1.1 207 Multi-Status\r\nContent-Type: application/xml\r\nContent-Length: %d\r\nSet-Cookie: a=b; Path=/\r\n\r\n%s"
     % (len(MULTISTATUS[0]), MULTISTATUS[0]),
-    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nETag: \"x\"\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nETag: "x"\r\n\r\n5\r\nhello\r\n0\r\n\r\n',
     b"HTTP/1.1 302 Found\r\nLocation: http://elsewhere.example/\r\nContent-Length: 0\r\n\r\n",
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\n\x1f\x8b\x08",
 )

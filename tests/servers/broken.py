@@ -14,6 +14,7 @@ cut              PROPFIND gives half of the XML              doctype       PROPF
 outside          PROPFIND tells of another directory         empty         PROPFIND gives an empty multi-status
 denied-size      the size has status 404, with a value        foreign       addresses with scheme and another host
 away             302 to another server                       slash         301 to the same path with a slash
+slash-at-PORT    the same, on another server
 status-NNN       that status, Retry-After: 7                  cookie        sets a cookie at each answer
 loud             404 with a body of 10 MB                     bearer        401 unless the token is "good"
 many-N           a directory with N entries                   refuses       412 to any condition
@@ -83,6 +84,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(int(match[1]), {"Retry-After": "7"}, b"<s:message>SECRET echo</s:message>")
         elif behaviour == "away":
             self.answer(302, {"Location": "http://192.0.2.1/login?next=1"})
+        elif match := re.fullmatch(r"slash-at-(\d+)", behaviour):
+            self.answer(301, {"Location": f"http://127.0.0.1:{match[1]}{self.path}/"})
         elif behaviour == "slash" and not self.path.endswith("/"):
             self.answer(301, {"Location": self.path + "/"})
         elif behaviour == "loud":
