@@ -295,11 +295,14 @@ async def _connect(backend: PolicyBackend, nodes: Nodes, engine: Engine, fs: Fil
         await backend.connect()
     except RemoteError as exc:
         _log.warning("not connected", cause=exc)
-    health = None
+    health, was_away = None, True
     while True:
         if health is not backend.health:
             health = backend.health
-            if health is Health.LIVE:
+            was_away |= health in (Health.OFFLINE, Health.UNAUTHENTICATED)
+            # A remote that answers some requests and breaks others is live and degraded in turns: that forgives nothing.
+            if health is Health.LIVE and was_away:
+                was_away = False
                 _keep_capabilities(nodes, backend.capabilities)
                 fs.refresh.forget()
                 fs.quota_wanted.set()

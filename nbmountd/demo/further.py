@@ -10,18 +10,13 @@ import http.client
 import json
 import os
 import secrets
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlencode, urlsplit
 
+from nbmountd.demo.datahub import DataHub
 from nbmountd.demo.samples import notebook_text
-from nbmountd.demo.stage import Stage
-
-SERVERS = Path(__file__).parents[2] / "tests" / "servers"
-
-Check = Callable[[str, bool], None]
-"""What is claimed, and whether it holds."""
+from nbmountd.demo.stage import SERVERS, Check, Stage
 
 
 class Further(Protocol):
@@ -43,7 +38,7 @@ class Further(Protocol):
 
 def further_remotes() -> list[Further]:
     """Those whose servers are here."""
-    return [Workspace()] if (SERVERS / "d4science_double").is_dir() else []
+    return [DataHub(), Workspace()] if (SERVERS / "d4science_double").is_dir() else []
 
 
 class Workspace:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -35,6 +35,11 @@ MARKER = "NBMOUNTD_DEMO_HOME"
 LABEL = "made-by-nbmountd-demo"
 USER = "ada"
 NAME = "b2drop"
+SERVERS = Path(__file__).parents[2] / "tests" / "servers"
+"""Stand-ins for services that nobody can install. A pip install has none."""
+
+Check = Callable[[str, bool], None]
+"""What is claimed, and whether it holds."""
 
 
 class StageError(NbmountdError):

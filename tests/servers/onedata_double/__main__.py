@@ -39,6 +39,7 @@ def main() -> None:
         control = Control(world, providers, zone, shared, faces)
         shared.call = control.perform
         Face("control", settings["port"], None, shared, control.handle)
+        print(settings["port"], flush=True)
         threading.Event().wait()
 
 
