@@ -6,6 +6,7 @@ It knows nothing of how chunks travel (nextcloud_uploads.py). What differs from 
 - A file's ETag stays when size and second stay. So a version holds size, second and checksum as well, the version is
   looked at just before the MOVE, and our own uploads never repeat the size and second of what they replace.
 - Dead properties belong to one user and one path and are lost when a folder moves: mode and links stay in the mount.
+- Bulk upload (`remote.php/dav/bulk`) takes no condition: a file that came meanwhile would be overwritten. So it is not used.
 - 404 and 423 for the MOVE may mean that it was done, or is being done: in doubt, so that the caller asks.
 """
 
