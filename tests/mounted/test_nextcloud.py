@@ -301,23 +301,24 @@ def test_a_file_renamed_elsewhere_is_the_same_file_here(folder: Rig) -> None:
     assert folder.status.bytes_received - received < 100_000
 
 
-def test_a_program_that_walks_finds_directories_listed_ahead_of_it(folder: Rig, server: FakeNextcloud) -> None:
-    folder.daemon.sync(folder.mount)
+def test_a_program_that_walks_finds_directories_listed_ahead_of_it(server: FakeNextcloud) -> None:
+    server.hook()
     for number in range(40):
-        (folder.root / f"{number:02}" / "below").mkdir(parents=True)
-    folder.daemon.refresh(folder.mount)
-    os.listdir(folder.mount)
-    server.clear_requests()
+        (server.root / "walked" / f"{number:02}" / "below").mkdir(parents=True)
 
     def listed_there() -> set[str]:
         paths = (line.split()[1] for line in server.every_request() if line.startswith("PROPFIND"))
-        return {path.removeprefix(f"{server.prefix}{folder.mount.name}/").strip("/") for path in paths}
+        return {path.removeprefix(f"{server.prefix}walked/").strip("/") for path in paths}
 
-    os.listdir(folder.mount / "00")
-    first = listed_there()
-    for number in range(1, 4):
-        os.listdir(folder.mount / f"{number:02}")
-    eventually(lambda: {"04", "08", "03/below"} <= listed_there(), 20, "the next ones are listed")
+    with daemon_over({"cloud": mount_keys(server)}) as daemon:
+        walked = daemon.path("cloud") / "walked"
+        os.listdir(walked)
+        server.clear_requests()
+        os.listdir(walked / "00")
+        first = listed_there()
+        for number in range(1, 4):
+            os.listdir(walked / f"{number:02}")
+        eventually(lambda: {"04", "08", "03/below"} <= listed_there(), 20, "the next ones are listed")
 
-    assert not {"01", "02"} & first  # one directory is no walk
-    assert "39" not in listed_there()
+        assert not {"01", "02"} & first  # one directory is no walk
+        assert "39" not in listed_there()
