@@ -19,6 +19,7 @@ import pytest
 
 from nbmountd.control.schema import MountStatus
 from tests.mounted import harness
+from tests.mounted.workspaces import workspace_on
 from tests.servers import (
     ApacheServer,
     FakeNextcloud,
@@ -29,6 +30,7 @@ from tests.servers import (
     ServerProcess,
     WsgiDAVServer,
 )
+from tests.servers.d4science_double import D4ScienceServer
 
 HANG_LIMIT = 150
 """Seconds after which every daemon of a test is killed: what waits in a dead mount cannot be ended in another way. Longer for
@@ -165,6 +167,15 @@ def webdav(over_all_servers: dict[str, Rig], request: pytest.FixtureRequest) -> 
 
 
 @pytest.fixture(scope="session")
-def apache(over_all_servers: dict[str, Rig]) -> Rig:
-    """The mount over Apache."""
-    return over_all_servers["apache"]
+def apache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """The mount over Apache. NBMOUNTD_TEST_REMOTE=2.x (or another of workspaces.KINDS) puts a D4Science workspace below
+    everything that asks for it."""
+    kind = os.environ.get("NBMOUNTD_TEST_REMOTE")
+    if not kind:
+        yield request.getfixturevalue("over_all_servers")["apache"]
+        return
+    base = tmp_path_factory.mktemp("workspace")
+    with D4ScienceServer(base / "storagehub") as server:
+        keys, root = workspace_on(server, kind, base)
+        with harness.daemon_over({"workspace": keys}) as daemon:
+            yield Rig(daemon, "workspace", daemon.path("workspace"), root)

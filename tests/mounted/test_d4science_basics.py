@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import cast
 
 import pytest
@@ -13,15 +12,8 @@ import pytest
 from tests.mounted.conftest import Rig
 from tests.mounted.harness import daemon_over
 from tests.mounted.test_webdav_basics import *  # noqa: F403  each test there, over the rigs of this module
-from tests.mounted.workspaces import WorkspacePath
+from tests.mounted.workspaces import KINDS, WorkspacePath, workspace_on
 from tests.servers.d4science_double import D4ScienceServer
-
-SETTINGS = {
-    "1.x": {"profile": "1.x"},
-    "1.x-ranges": {"profile": "1.x", "ranges": True, "absent": "missing"},
-    "2.x": {"profile": "2.x"},
-    "2.x-ranges": {"profile": "2.x", "ranges": True, "missing_class": "IdNotFoundException"},
-}
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +22,14 @@ def workspaces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, R
     base = tmp_path_factory.mktemp("workspaces")
     mounts, roots = {}, {}
     with ExitStack() as stack:
-        for name, settings in SETTINGS.items():
-            server = stack.enter_context(D4ScienceServer(base / name))
-            server.settings(**settings)
-            user = server.new_user()
-            user.write("probe", b"12")  # whether ranges work is found out with a file
-            (base / f"{name}.token").write_text(user.token)
-            mounts[name] = {"backend": "d4science", "url": server.url, "token_file": str(base / f"{name}.token")}
-            roots[name] = cast(Path, WorkspacePath(user))
+        for kind in KINDS:
+            server = stack.enter_context(D4ScienceServer(base / kind))
+            mounts[kind], roots[kind] = workspace_on(server, kind, base)
         daemon = stack.enter_context(daemon_over(mounts))
         yield {name: Rig(daemon, name, daemon.path(name), roots[name]) for name in mounts}
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
+@pytest.fixture(scope="module", params=KINDS)
 def webdav(workspaces: dict[str, Rig], request: pytest.FixtureRequest) -> Rig:
     """The rig of the imported tests."""
     return workspaces[request.param]
