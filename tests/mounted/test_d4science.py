@@ -217,6 +217,20 @@ def test_an_empty_file_that_the_server_refuses_is_kept_and_leaves_with_its_first
     assert (either.root / "empty").read_text() == "no longer"
 
 
+def test_times_and_modes_come_back_in_another_container(either: Workspace) -> None:
+    for number, mode in enumerate((0o640, 0o755, 0o400)):
+        (either.mount / f"f{number}").write_text("x")
+        (either.mount / f"f{number}").chmod(mode)
+        os.utime(either.mount / f"f{number}", ns=(0, 1_234_567_890_123_456_789 + number))
+    either.sync()
+
+    with daemon_over({"other": either.daemon.mounts[either.top.name]}) as other:
+        found = [path.stat() for path in sorted((other.path("other") / either.mount.name).iterdir())]
+
+    assert [status.st_mode & 0o777 for status in found] == [0o640, 0o755, 0o400]
+    assert [status.st_mtime_ns for status in found] == [1_234_567_890_123_456_789 + number for number in range(3)]
+
+
 # --- a server that sends whole files only ------------------------------------------------------------------------------
 
 
