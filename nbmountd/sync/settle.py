@@ -107,10 +107,15 @@ class Settle:
             self._nodes.drop_if_unused(replaced)
         return None
 
-    async def incomplete(self, node: Node, replaced: Node, at: Position, place: Place, cause: StaleFile) -> None:
-        """Bytes that an upload needs are gone with the version they belonged to: what is there now gets the name, and ours
-        stays beside it with what is here of it. Raises when that turns out not to be so."""
+    async def incomplete(
+        self, node: Node, replaced: Node, at: Position, place: Place, snapshot: Snapshot, cause: StaleFile, *, sent: bool
+    ) -> Entry | None:
+        """Bytes that an upload needs are gone with the version they belonged to. The remote's entry if that is because this
+        snapshot was `sent` before and has arrived. Else what is there now gets the name, and ours stays beside it with what is
+        here of it. Raises when that turns out not to be so."""
         found = await self._ask(place)
+        if found is not None and sent and await self._is_ours(found, place, snapshot, Attributes(), sent=True):
+            return found
         if found is not None and found.version is not None and found.version == node.base_version:
             content = self._store.peek(node.ino)
             if content is not None:
@@ -121,6 +126,7 @@ class Settle:
         elif replaced.base_parent is not None:
             with self._nodes.transaction() as change:
                 change.update(replaced, base_parent=None, base_id=None)
+        return None
 
     async def _is_ours(
         self, found: Entry, place: Place, snapshot: Snapshot, attributes: Attributes, *, sent: bool

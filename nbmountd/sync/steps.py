@@ -287,8 +287,10 @@ class Steps:
             if entry.size is not None and entry.size != snapshot.size:
                 raise RemoteProtocolError(f"the remote says it has {entry.size} bytes of {snapshot.size}", in_doubt=True)
         except StaleFile as exc:
-            await self._settle.incomplete(node, replaced, step.at, place, exc)
-            raise
+            arrived = await self._settle.incomplete(node, replaced, step.at, place, snapshot, exc, sent=sent_before)
+            if arrived is None:
+                raise
+            return arrived
         except RemoteError as exc:
             if not isinstance(exc, (VersionMismatch, RemoteExists, RemoteNotFound)) and not exc.in_doubt:
                 raise

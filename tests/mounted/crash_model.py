@@ -42,6 +42,8 @@ class Tree:
 
     def read_on(self) -> None:
         """Takes in what was written to the manifest since the last call."""
+        if not self.manifest.exists():
+            return  # the writer has not come to its first operation
         with self.manifest.open("rb") as file:
             file.seek(self._at)
             text = file.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -507,6 +508,25 @@ def test_an_upload_that_a_dead_worker_sent_is_no_conflict_even_when_the_file_was
     world = tell(tmp_path, story)
 
     assert world.remote.tree() == {"a.txt": b"xxxxxone" + b"x" * 42 + b"two" + b"x" * 47}
+
+
+def test_an_upload_that_a_dead_worker_sent_is_found_though_the_bytes_it_was_completed_with_are_gone(tmp_path: Path) -> None:
+    """It replaced the version that they belonged to, and they were kept nowhere else."""
+
+    async def story(world: World) -> None:
+        world.remote.put("a.bin", b"x" * LARGE)
+        await edit(world, "a.bin", b"ours", offset=LARGE)
+        world.flaky.fail("upload", "silent")
+        await trio.sleep(7)
+        assert world.remote.read("a.bin") == b"x" * LARGE + b"ours"
+        await world.kill(world.nursery)
+        shutil.rmtree(world.rig.cache_dir / "base", ignore_errors=True)
+        world.fs.take_over()
+
+    world = tell(tmp_path, story)
+
+    assert world.remote.tree() == {"a.bin": b"x" * LARGE + b"ours"}
+    assert world.left == []
 
 
 async def create_and_die_with_its_upload(world: World, name: str, data: bytes) -> None:
