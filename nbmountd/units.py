@@ -24,6 +24,8 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f'"{text}" is not a size such as "10G" or "512 MiB"')
     number, letter, suffix = match.groups()
+    if len(number) > 30:
+        raise ValueError(f'"{text[:30]}..." is not a size such as "10G" or "512 MiB"')
     if letter is None:
         return int(float(number))
     unit = 1000 if (suffix or "").lower() == "b" else 1024
