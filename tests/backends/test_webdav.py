@@ -274,12 +274,14 @@ async def test_a_listing_of_100000_entries_is_whole_and_the_loop_goes_on_meanwhi
 
     async with odd(broken, "many-100000") as backend, trio.open_nursery() as nursery:
         nursery.start_soon(watch)
+        started = trio.current_time()
         entries = await backend.list(Place())
+        whole = trio.current_time() - started
         nursery.cancel_scope.cancel()
 
     assert len(entries) == 100_000
     assert entries[-1].name == "entry 099999"
-    assert longest < 0.5
+    assert longest < whole / 4
 
 
 @pytest.mark.parametrize(
