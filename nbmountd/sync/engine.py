@@ -179,15 +179,18 @@ class Engine:
         only: set[int] | None = None
         if self._hurry or self._hurried:  # what somebody waits for goes first, with what it needs
             only = {node.ino for node in unsent if due_at[node.ino] <= clock and self._is_hurried(node)} or None
+        busy = [self._nodes.database.get(ino) for ino in (*self._running, *self._to_ask())]
+        awaited = {(node.parent, node.name) for node in busy if node is not None}  # where they want to be in the end
         for node in unsent:
             due = due_at[node.ino] <= clock and (only is None or node.ino in only)
             if not due:
                 next_due = min(next_due, max(clock, due_at[node.ino]))
+            elif node.removed and (node.base_parent, node.base_name) in awaited:
+                due = False  # that one is to replace it when its present step is done, and the remote is never without either
             changes[node.ino] = self._change(node, due=due)
-        for ino in [*self._running, *self._to_ask()]:
-            running = self._nodes.database.get(ino)
+        for running in busy:
             if running is not None:
-                changes[ino] = self._change(running, due=False)
+                changes[running.ino] = self._change(running, due=False)
         for node_change in list(changes.values()):
             for position in (node_change.local, node_change.base):
                 self._add_ancestors(position, changes)
@@ -420,8 +423,11 @@ class Engine:
         return idle and all(self._stuck_by(node) is not None for node in nodes)
 
     def _stuck_by(self, node: Node) -> str | None:
-        """Why the node's work waits for a person: itself, or a directory above it, is parked. None: it does not."""
+        """Why the node's work waits for a person: itself, a directory above it, or what is to replace it on the remote, is
+        parked. None: it does not."""
         at: Node | None = node
+        if node.removed and node.base_parent is not None:
+            at = self._nodes.database.child(node.base_parent, node.base_name) or node
         while at is not None and at.ino != ROOT_INODE:
             if at.ino in self._parked and not self._is_another_since_parked(at):
                 return self._parked[at.ino][0]

@@ -116,8 +116,12 @@ class Settle:
         found = await self._ask(place)
         if found is not None and sent and await self._is_ours(found, place, snapshot, Attributes(), sent=True):
             return found
-        if found is not None and found.version is not None and found.version == node.base_version:
-            content = self._store.peek(node.ino)
+        owner = self._nodes.owner(node)
+        source = found
+        if owner is not node:  # a further name is made of the bytes of the first
+            source = None if owner.base_parent is None else await self._ask(self._nodes.place(owner))
+        if source is not None and source.version is not None and source.version == owner.base_version:
+            content = self._store.peek(owner.ino)
             if content is not None:
                 content.stale = False
             raise RemoteUnavailable(f"{cause}; the remote has that version again") from cause

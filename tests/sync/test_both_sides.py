@@ -784,3 +784,33 @@ def test_a_file_of_which_some_is_here_is_fetched_whole_where_there_are_no_ranges
         assert await world.read_file("a") == b"x" * 200
 
     tell(tmp_path, story, replace(WHOLE_UPLOADS, ranged_reads=False))
+
+
+def test_what_a_rename_replaces_stays_on_the_remote_while_the_newcomer_cannot_be_sent(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.remote.put("a", b"old")
+        world.remote.put("b", b"x" * LARGE)
+        await world.find("a")
+        await edit(world, "b", b"ours", offset=LARGE // 2)
+        world.flaky.latency = 3.0
+        await trio.sleep(5.1)  # its upload has begun
+        world.remote.put("b", b"theirs")
+        await rename(world, "b", "a")
+
+    world = tell(tmp_path, story)
+
+    assert world.remote.tree() == {"a": b"old", "b": b"theirs"}
+    (parked,) = world.left
+    assert parked.name.startswith("a")
+
+
+def test_a_further_name_is_sent_though_the_bytes_of_the_first_were_refused_once(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.remote.put("a", b"x" * 100)
+        node = await world.find("a")
+        world.flaky.fail("read", "mismatch")
+        await world.fs.link(node.ino, 1, "b")
+
+    world = tell(tmp_path, story)
+
+    assert world.remote.tree() == {"a": b"x" * 100, "b": b"x" * 100}

@@ -277,8 +277,9 @@ class WatchedNodes(Nodes):
     on_removed: Callable[[Node], None] = staticmethod(lambda node: None)
 
     def detach(self, change: Transaction, node: Node, **values: Any) -> None:
+        last = node.link_of is None and not self.aliases[node.ino]
         super().detach(change, node, **values)
-        if "base_parent" not in values and node.link_of is None and not self.aliases[node.ino]:
+        if last and "base_parent" not in values:
             self.on_removed(node)
 
 
