@@ -44,6 +44,8 @@ class Conditions:
         self._young: set[Version] = set()
         self._less_young: set[Version] = set()
         self._young_since = 0.0
+        self._weak_for_ever = False
+        """The server never takes its own ETags for strong ones."""
 
     def saw_weak(self, version: Version) -> None:
         """The ETag of `version` was called weak just now."""
@@ -79,14 +81,24 @@ class Conditions:
     ) -> Answer:
         """`send` on the condition that `place` has `version`, checked by the server or else just before.
 
-        Raises VersionMismatch, RemoteNotFound. `again` is called before `send` is called once more.
+        A file that was written less than a second ago has to grow older first, where its ETag is weak for so long: what is
+        only asked before may have changed when the request arrives, and somebody else's bytes would be overwritten. Raises
+        VersionMismatch, RemoteNotFound. `again` is called before `send` is called once more.
         """
-        if (tag := self.tag(version)) is not None:
+        tag = strong_tag(version) if self._habits.conditions and not self._weak_for_ever else None
+        if tag is not None and self.tag(version) is None:
+            await self.must_have(place, version)  # else there is nothing to wait for
+            await trio.sleep(WEAK_TIME)
+        for last in (False, True) if tag is not None else ():
             answer = await send({"If-Match": f'"{tag}"'})
             if answer.status != 412:
                 return answer
             again()
-        await self.must_have(place, version)  # a 412 for the right version: the server calls its ETag weak still
+            await self.must_have(place, version)  # a 412 for the right version: the server calls its ETag weak still
+            if not last:
+                await trio.sleep(WEAK_TIME)
+        self._weak_for_ever = tag is not None or self._weak_for_ever
+        await self.must_have(place, version)
         return await send({})
 
     async def must_have(self, place: Place, version: Version) -> Entry:

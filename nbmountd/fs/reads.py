@@ -302,6 +302,8 @@ class Reads:
             with lock:  # a thread that was left behind must not write to a descriptor that is another file's by now
                 if not open_:
                     raise RemoteTimeout("nobody waits for these bytes any more")
+                if fill.at + len(piece) > fetch.stop:
+                    raise RemoteProtocolError("more bytes came than were asked for")
                 fill.write(piece)
             token.run_sync_soon(note, idempotent=True)
 

@@ -36,7 +36,7 @@ VERBS = (
 )  # fmt: skip
 KINDS = (
     "error", "maybe", "lost", "lost", "silent", "hang", "busy", "slow down", "locked", "mismatch", "full", "nonsense", "cut",
-    "cut", "short",
+    "cut", "stall", "short", "long",
 )  # fmt: skip
 
 PLAIN = Capabilities(ranged_writes=False, native_mtime=False, checksum_algorithm=None)

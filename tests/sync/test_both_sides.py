@@ -814,3 +814,25 @@ def test_a_further_name_is_sent_though_the_bytes_of_the_first_were_refused_once(
     world = tell(tmp_path, story)
 
     assert world.remote.tree() == {"a": b"x" * 100, "b": b"x" * 100}
+
+
+@pytest.mark.parametrize("kind", ["short", "long", "cut", "stall"])
+def test_a_body_of_the_wrong_length_is_never_taken_for_the_file(tmp_path: Path, kind: str) -> None:
+    content = bytes(range(256)) * (LARGE // 256)
+
+    async def story(world: World) -> None:
+        world.remote.put("a", content)
+        node = await world.find("a")
+        world.fs.open(node.ino, writing=False, truncate=False)
+        world.flaky.fail("read", *[kind] * 3)
+        for at in (1000, 300_000, 1000, 200_000, 300_000):
+            try:
+                assert await world.fs.read(node.ino, at, 4096) == content[at : at + 4096]
+            except RemoteError:
+                continue
+        world.flaky.calm()
+        await trio.sleep(60)
+        assert await world.fs.read(node.ino, 0, LARGE) == content
+        world.fs.close_file(node.ino, writing=False)
+
+    tell(tmp_path, story)

@@ -195,14 +195,16 @@ class Flaky:
             await trio.sleep(10_000)
         if kind == "cut":
             self.inner.fail(verb, Fault(cut=self.chance.randrange(0, 64)))
+        if kind == "stall":
+            self.inner.fail(verb, Fault(stall=(self.chance.randrange(0, 64), trio.Event())))
         result = await call()
         await self._pause()
         if kind == "lost":
             raise RemoteUnavailable("connection reset before the answer", in_doubt=change)
         if kind == "silent":
             await trio.sleep(10_000)
-        if kind == "short" and isinstance(result, Entry) and result.size:
-            return replace(result, size=result.size - 1)
+        if kind in ("short", "long") and isinstance(result, Entry) and result.size:
+            return replace(result, size=result.size + (1 if kind == "long" else -1))
         return result
 
     async def _pause(self) -> None:
@@ -219,7 +221,14 @@ class Flaky:
         return await self._do("list", partial(self.inner.list, place))
 
     async def read(self, place: Place, version: Version | None, start: int, stop: int, sink: Sink) -> None:
-        await self._do("read", partial(self.inner.read, place, version, start, stop, sink))
+        kind = next(iter(self.plan.get("read", ())), "")
+
+        async def call() -> None:
+            await self.inner.read(place, version, start, max(start, stop - 1) if kind == "short" else stop, sink)
+            if kind == "long":
+                await trio.to_thread.run_sync(sink, memoryview(b"and some more"))
+
+        await self._do("read", call)
 
     async def upload(
         self, place: Place, body: Body, *, replaces: Version | None, attributes: Attributes, ticket: Ticket
