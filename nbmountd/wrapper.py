@@ -107,17 +107,14 @@ def _run_command(
         if userns:
             namespace.give_up_rights()
 
-    try:
-        child = subprocess.Popen(list(command), env=environment, preexec_fn=in_child)
-    except FileNotFoundError:
-        say(f"{command[0]}: no such command")
-        return NOT_FOUND
-    except OSError as exc:
-        say(f"{command[0]}: {exc.strerror}")
-        return CANNOT_EXECUTE
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
     told: set[int] = set()
 
     def forward(number: int, _frame: object) -> None:
+        if child is None:
+            early.append(number)
+            return
         with suppress(ProcessLookupError):
             os.killpg(child.pid, number) if own_group else child.send_signal(number)
         if number == signal.SIGTERM and number not in told and beside is not None:
@@ -126,12 +123,21 @@ def _run_command(
 
     previous = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
+        child = subprocess.Popen(list(command), env=environment, preexec_fn=in_child)
+        for number in early:
+            forward(number, None)
         while True:
             with suppress(subprocess.TimeoutExpired):
                 status = child.wait(_LOOK)
                 break
             if beside is not None:
                 beside.look()
+    except FileNotFoundError:
+        say(f"{command[0]}: no such command")
+        return NOT_FOUND
+    except OSError as exc:
+        say(f"{command[0]}: {exc.strerror}")
+        return CANNOT_EXECUTE
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -41,7 +41,11 @@ class Browser:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        shutil.rmtree(self._profile, ignore_errors=True)
+        for _ in range(50):  # its children may still be writing there
+            shutil.rmtree(self._profile, ignore_errors=True)
+            if not self._profile.exists():
+                break
+            time.sleep(0.1)
 
     def open(self, url: str) -> None:
         self._call("Page.navigate", url=url)

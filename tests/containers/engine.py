@@ -91,6 +91,7 @@ class Engine:
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait(10)
+        subprocess.run(["umount", self.place / "exec/netns/default"], stderr=subprocess.DEVNULL, check=False)  # it forgets that
 
 
 def docker_client() -> str:
