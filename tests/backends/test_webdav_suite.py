@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,14 @@ import trio
 from nbmountd.backends.webdav import WebDAVBackend
 from nbmountd.backends.webdav_share import TEMPORARY
 from nbmountd.config import WebDAVOptions
-from nbmountd.errors import NameRefused, RemoteError, RemoteExists, RemoteNotFound, VersionMismatch
+from nbmountd.errors import (
+    NameRefused,
+    RemoteError,
+    RemoteExists,
+    RemoteNotFound,
+    RemoteProtocolError,
+    VersionMismatch,
+)
 from nbmountd.model import Attributes, Entry, Kind
 from tests.backends.suite import NAMES, BackendSuite, FolderOutside, Remote, at, free, listing, upload
 from tests.servers import (
@@ -62,8 +68,12 @@ class WebDAVSuite(BackendSuite):
         winners: list[Entry] = []
 
         async def contend(content: bytes) -> None:
-            with suppress(VersionMismatch, RemoteExists, RemoteNotFound):
+            try:
                 winners.append(await upload(remote.backend, at(old), content, old.version))
+            except RemoteProtocolError as error:  # it looked, and found the other's
+                assert error.in_doubt
+            except (VersionMismatch, RemoteExists, RemoteNotFound):
+                pass
 
         async with trio.open_nursery() as nursery:
             for content in contents:
