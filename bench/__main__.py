@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import latency, requests, resume, workspace
+from bench import datahub, latency, requests, resume, workspace
 from bench.fuzz import INPUTS, QUICK_INPUTS, endure
 from bench.report import Report
 from bench.requests import count_requests
@@ -57,6 +57,8 @@ def main() -> int:
             inside = look_inside(systems[0], QUICK_SECONDS if arguments.quick else SECONDS, console)
             inside["workspace"] = workspace.measure(new(home / "workspace"), QUICK_CLONED if arguments.quick else CLONED)
             workspace.show(inside["workspace"], console)
+            inside["datahub"] = datahub.measure(new(home / "datahub"), 1 if arguments.quick else datahub.TURNS)
+            datahub.show(inside["datahub"], console)
             inside["fuzz"] = endure(QUICK_INPUTS if arguments.quick else INPUTS, console)
         if slow := [name for name in arguments.rows if name in latency.ROWS]:
             inside["latency"] = run_slow(slow, home, latency.QUICK if arguments.quick else latency.Scale(), console)

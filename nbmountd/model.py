@@ -97,6 +97,9 @@ class Capabilities:
     """What a remote can do. The core asks these values, never which backend it talks to."""
 
     ranged_reads: bool = True
+    read_unit: int = 1
+    """Bytes, a power of two. Fewer are asked for at the remote as slowly as so many: what is read comes in aligned pieces
+    of so much, so that scattered reads of one neighbourhood share a request."""
     ranged_writes: bool = False
     """`write_ranges` exists: only dirty extents travel."""
     conditional_writes: bool = True

@@ -23,7 +23,7 @@ from nbmountd.backends.http import HTTPStatistics, Incoming
 from nbmountd.backends.onedata_answers import Told, entry_of
 from nbmountd.backends.onedata_events import OBSERVED, Heard, Watch
 from nbmountd.backends.onedata_paths import TEMPORARY, Names, Paths, is_stale_upload
-from nbmountd.backends.onedata_reads import Reads
+from nbmountd.backends.onedata_reads import FIRST_READ, Reads
 from nbmountd.backends.onedata_spaces import Space, Spaces
 from nbmountd.backends.onedata_writes import Target, Writes
 from nbmountd.backends.onedata_xattrs import Xattrs
@@ -78,6 +78,7 @@ class OnedataBackend:
         else:
             self._has_events = await self._try_events()
         return Capabilities(
+            read_unit=FIRST_READ,
             ranged_writes=True,
             conditional_writes=False,
             strong_versions=False,

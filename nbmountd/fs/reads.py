@@ -211,6 +211,8 @@ class Reads:
         ranged = self._nodes.capabilities.ranged_reads
         if not ranged or content.base_size <= WHOLE_FILE:
             start, stop = 0, content.base_size
+        unit = self._nodes.capabilities.read_unit
+        start, stop = start - start % unit, -(-stop // unit) * unit
         under_way = [fetch for fetch in activity.fetches if fetch.start < stop and fetch.stop > start and not fetch.done]
         gaps = content.present.gaps(start, min(stop, content.base_size))
         wanted = Extents(gaps if ranged or not gaps else [(0, content.base_size)])

@@ -84,6 +84,36 @@ def test_a_change_of_4_kib_in_a_large_file_sends_little(daemon: Daemon, double: 
     assert double.do("stat", provider="prov-krakow", path="forest/large")["size"] == 2**30
 
 
+def test_scattered_reads_of_one_neighbourhood_share_their_requests(daemon: Daemon, double: OnedataDouble) -> None:
+    mount, outside = daemon.path("forest"), DoubleOutside(double, "forest")
+    content = os.urandom(4 * 2**20)
+    outside.write("scattered", content)
+    daemon.refresh(mount)
+    double.do("clear")
+
+    with (mount / "scattered").open("rb", buffering=0) as file:
+        for number in range(300):
+            start = number * 7919 * 4096 % (len(content) - 4096)
+            assert os.pread(file.fileno(), 4096, start) == content[start : start + 4096]
+
+    assert len([record for record in double.records() if "content" in record]) <= 4
+
+
+def test_a_sparse_file_of_100_gib_is_listed_and_read_in_the_middle(daemon: Daemon, double: OnedataDouble) -> None:
+    mount = daemon.path("forest")
+    double.do("sparse", provider="prov-krakow", path="forest/huge", size=100 * 2**30)
+    daemon.refresh(mount)
+    double.do("clear")
+    before = daemon.received("forest")
+
+    with (mount / "huge").open("rb", buffering=0) as file:
+        piece = os.pread(file.fileno(), 4096, 50 * 2**30)
+
+    assert (mount / "huge").stat().st_size == 100 * 2**30
+    assert piece == bytes(4096)
+    assert daemon.received("forest") - before < 8 * 2**20
+
+
 def test_hdf5_is_written_and_read(daemon: Daemon, double: OnedataDouble) -> None:
     mount = daemon.path("forest")
 
@@ -230,3 +260,26 @@ def test_what_another_provider_makes_known_late_is_seen_then_and_nothing_is_lost
 
     assert ("late.txt" in before, text) == (False, "changed in Krakow")
     eventually(both_are_there, 60, "both files of one name are shown")
+
+
+@pytest.mark.expects_log("offline", "degraded", "not connected")
+def test_a_provider_that_dies_and_comes_back_costs_no_byte(daemon: Daemon, double: OnedataDouble) -> None:
+    mount, outside = daemon.path("forest"), DoubleOutside(double, "forest")
+    (mount / "kept.txt").write_text("read while it is away")
+    daemon.sync()
+    for face in ("prov-krakow", "prov-paris"):
+        double.do("down", face=face, down=True)
+    try:
+        (mount / "meanwhile.txt").write_text("written while it is away")
+        kept = (mount / "kept.txt").read_text()
+        daemon.wait_for_state("forest", "offline", within=60)
+        names = os.listdir(mount)
+    finally:
+        for face in ("prov-krakow", "prov-paris"):
+            double.do("down", face=face, down=False)
+    daemon.wait_for_state("forest", "live", within=60)
+    daemon.sync()
+
+    assert kept == "read while it is away"
+    assert {"kept.txt", "meanwhile.txt"} <= set(names)
+    assert outside.read("meanwhile.txt") == b"written while it is away"
