@@ -188,7 +188,9 @@ class NextcloudShare(WebDAVShare):
                 checksums={"SHA1": sha1},
             )
         entry = await self._look_after(place, size=size)
-        return entry if entry.checksums.get("SHA1", sha1) == sha1 else _replaced(entry, size)
+        if entry.checksums.get("SHA1", sha1) != sha1:  # spoiled on its way, or somebody else's since: compare, then judge
+            raise RemoteProtocolError(f"{place} has another checksum than what was uploaded", in_doubt=True)
+        return entry
 
     async def make_directory(self, place: Place, attributes: Attributes) -> Entry:
         await super().make_directory(place, attributes)

@@ -10,7 +10,6 @@ changes by others within one second that leave the size alone look like one.
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
@@ -319,21 +318,17 @@ class OnedataBackend:
     ) -> Entry:
         """The entry of an object after a change of ours. Failing leaves in doubt what the change came to.
 
-        `size` is what a file of ours has now. If it is gone, or has another size, somebody else has changed it since: a
-        version that matches none is given, so that the next look shows theirs.
+        `size` is what a file of ours has now. If it is gone, or has another size, it was spoiled on its way or somebody else
+        has changed it since: who asked for the upload must compare before anything is taken for theirs.
         """
         try:
             told = await space.client.attributes(id)
             if size is not None and told.size != size:
-                return _replaced(place, id, size)
+                raise RemoteProtocolError(f"{place} has {told.size} bytes, where {size} were written", in_doubt=True)
             xattrs = await self._xattrs.read(space.client, id) if with_xattrs else None
             return await self._entry(space, told, place, names, xattrs)
-        except RemoteNotFound:
-            if size is None:
-                raise
-            return _replaced(place, id, size)
         except RemoteError as exc:
-            exc.in_doubt = True
+            exc.in_doubt = size is not None or not isinstance(exc, RemoteNotFound)
             raise
 
 
@@ -343,7 +338,3 @@ Entries = list[Entry]
 
 def _hang_up(incoming: Incoming) -> None:
     raise Heard
-
-
-def _replaced(place: Place, id: str, size: int) -> Entry:
-    return Entry(place.name, Kind.FILE, size, Version(f"replaced:{secrets.token_hex(8)}"), id)

@@ -572,8 +572,10 @@ class BackendSuite:
         async def contend(content: bytes) -> None:
             try:
                 outcomes.append(await upload(remote.backend, at(old), content, old.version))
-            except (VersionMismatch, RemoteExists) as error:
-                outcomes.append(error)
+            except RemoteError as error:
+                if not (error.in_doubt or isinstance(error, VersionMismatch | RemoteExists)):
+                    raise
+                outcomes.append(error)  # in doubt: it looked, and found the other's
 
         async with trio.open_nursery() as nursery:
             for content in contents:
