@@ -1,5 +1,5 @@
 # make demo    the main job on an embedded remote      (KEEP=1 leaves it mounted, STOP=1 ends what was kept)
-# make test    ruff, mypy --strict, pytest             (TESTS=tests/disk for a part, PYTEST_ARGS=-x for options)
+# make test    ruff, mypy --strict, pytest             (TESTS=tests/disk for a part, PYTEST_ARGS=-x for options, JOBS=0: one process)
 # make test-containers    the image in real containers, in each start mode (minutes; root, and an engine of its own)
 # make bench   nbmountd, rclone and a local directory  (ROWS=read,small, QUICK=1, JSON=result.json)
 #
@@ -7,6 +7,7 @@
 
 .PHONY: demo test test-containers lint bench clean
 .DEFAULT_GOAL := test
+JOBS ?= 2
 
 demo:
 	@tools/prepare demo
@@ -18,7 +19,7 @@ lint:
 	.venv/bin/mypy --strict
 
 test: lint
-	.venv/bin/pytest $(PYTEST_ARGS) $(TESTS)
+	.venv/bin/pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS) $(TESTS)
 
 test-containers:
 	@tools/prepare containers

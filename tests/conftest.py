@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -21,3 +21,11 @@ def no_secrets_of_other_tests() -> Iterator[None]:
     log._secrets.clear()
     log._secrets.update(known)
     log._secret_pattern = log._pattern_of(known)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """File names of any bytes are in what tests print; reports go from process to process as UTF-8."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report

@@ -95,8 +95,8 @@ def test_levels_can_be_changed_while_running(text: io.StringIO) -> None:
 
 
 def test_other_packages_are_heard_from_warning_up(text: io.StringIO) -> None:
-    logging.getLogger("urllib3.connectionpool").debug("GET / with %s", "headers")
-    logging.getLogger("urllib3.connectionpool").warning("odd answer %d", 1)
+    logging.getLogger("other.package").debug("GET / with %s", "headers")
+    logging.getLogger("other.package").warning("odd answer %d", 1)
 
     assert text.getvalue().split(" ", 1)[1] == "warning odd answer 1\n"
 
