@@ -40,6 +40,8 @@ class Refresh:
         self._ahead_send, self._ahead = trio.open_memory_channel[int](2 * LARGEST_WINDOW)
         self._ahead_of: set[int] = set()
         """Directories in that channel."""
+        self._outdated: set[int] = set()
+        """Directories that were to be forgotten while they were being listed: that listing makes nothing fresh."""
         self.listings = 0
 
     @property
@@ -74,8 +76,11 @@ class Refresh:
         """The next look asks the remote again: at one directory, or (None) everywhere."""
         if ino is None:
             self._listed_at.clear()
+            self._outdated.update(self._running)
         else:
             self._listed_at.pop(ino, None)
+            if ino in self._running:
+                self._outdated.add(ino)
 
     def known_fresh(self, ino: int) -> None:
         """A directory that we have just made ourselves."""
@@ -106,6 +111,7 @@ class Refresh:
         """Whether that is settled; False when the directory was elsewhere when the answer came."""
         mark = self._nodes.listing_begins()
         began = trio.current_time()
+        self._outdated.discard(directory.ino)
         try:
             try:
                 place = self._nodes.place(directory)
@@ -123,7 +129,8 @@ class Refresh:
                 return False  # what was listed may be another directory that has taken the old place
             for unknown in adopt(self._nodes, directory, entries, mark):
                 self.forget(unknown)
-            self._listed_at[directory.ino] = began
+            if directory.ino not in self._outdated:
+                self._listed_at[directory.ino] = began
             self._listed_mark[directory.ino] = mark
             return True
         finally:
