@@ -16,7 +16,7 @@ from tests.mounted.harness import daemon_over
 from tests.mounted.random_files import RandomFiles
 from tests.servers import ServerProcess
 
-OPERATIONS = int(os.environ.get("NBMOUNTD_TEST_OPERATIONS", "16000"))
+OPERATIONS = int(os.environ.get("NBMOUNTD_TEST_OPERATIONS", "6000"))
 SEEDS = [int(seed) for seed in os.environ.get("NBMOUNTD_TEST_SEEDS", "1 2 3 4").split()]
 
 
