@@ -66,9 +66,9 @@ class Entry:
 
     `version` of a directory changes at least when its own listing does, where the remote has such a thing; None where
     it has not. `size` is None when the remote does not tell. `writable` and `removable` are the remote's own word on
-    permissions. `border`: a directory that is a world of its own (a space, a shared folder): nothing is moved into it or
-    out of it, and it stays where it is. `checksums` maps an upper-case algorithm name to a lower-case hex digest.
-    `details` is shown by `explain` and nothing else.
+    permissions; what is not removable is not renamed either. `border`: a directory that is a world of its own (a space, a
+    shared folder): nothing is moved into it or out of it, and it stays where it is. `checksums` maps an upper-case
+    algorithm name to a lower-case hex digest. `details` is shown by `explain` and nothing else.
     """
 
     name: str

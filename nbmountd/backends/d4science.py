@@ -148,6 +148,8 @@ class D4ScienceBackend:
 
     async def list(self, place: Place) -> list[Entry]:
         shown = await self._places.list(place)
+        if place.id and place.id not in self._privileges and any(item.shared for item in shown.values()):
+            await self._learn_privilege(place.id)
         privilege = self._privileges.get(place.id or "")
         for item in shown.values():
             if item.kind is Kind.DIRECTORY and (item.privilege or privilege):
@@ -372,16 +374,38 @@ class D4ScienceBackend:
         return encode(place.name)
 
     def _entry(self, item: Item, name: str) -> Entry:
-        return entry_of(item, name, writable=self._may_write(item))
+        return entry_of(item, name, writable=self._may_write(item), removable=self._may_remove(item))
 
     def _may_write(self, item: Item) -> bool:
         """As far as known; the server has the last word."""
         if item.id == VRE_FOLDERS:
             return False
-        privilege = item.privilege or self._privileges.get(item.id) or self._privileges.get(item.parent_id or "")
-        if privilege == "WRITE_OWNER" and item.kind is Kind.FILE:
+        if item.kind is Kind.FILE:
+            return self._may_remove(item)
+        return self._privilege(item) != "READ_ONLY"
+
+    def _may_remove(self, item: Item) -> bool:
+        """As far as known. With WRITE_OWNER people make new items in everybody's folders, and change their own only."""
+        privilege = self._privilege(item)
+        if privilege == "WRITE_OWNER":
             return item.owner in (None, self._user)
         return privilege != "READ_ONLY"
+
+    async def _learn_privilege(self, folder: str) -> None:
+        """Of a folder below a share that this process has not listed: the core knows folders from before a restart."""
+        passed: list[str] = []
+        at: str | None = folder
+        privilege = ""
+        with suppress(RemoteNotFound, RemoteDenied, Unclear):
+            while at and at not in passed and not privilege:
+                passed.append(at)
+                item = await self._hub.item(at)
+                privilege = item.privilege or self._privileges.get(at) or ""
+                at = item.parent_id if item.shared else None
+        self._privileges |= dict.fromkeys(passed, privilege)
+
+    def _privilege(self, item: Item) -> str | None:
+        return item.privilege or self._privileges.get(item.id) or self._privileges.get(item.parent_id or "")
 
     async def _probe_ranges(self, root: Item) -> None:
         """Asks for one byte of the smallest file that is quickly found. Where there is none, a later read will tell."""

@@ -203,7 +203,7 @@ def version_of(item: Item) -> Version | None:
     return Version(f"{item.id}:t{int(item.last_modification_time or 0)}:{item.size}")
 
 
-def entry_of(item: Item, name: str, *, writable: bool = True) -> Entry:
+def entry_of(item: Item, name: str, *, writable: bool = True, removable: bool = True) -> Entry:
     """The entry that the core gets."""
     kind = item.kind
     assert kind is not None
@@ -215,7 +215,7 @@ def entry_of(item: Item, name: str, *, writable: bool = True) -> Entry:
         item.id,
         Attributes(mode=_mode(item), mtime_ns=_mtime_ns(item)),
         writable=writable,
-        removable=writable and not item.is_share,
+        removable=removable and writable and not item.is_share,
         border=item.is_share or item.id == VRE_FOLDERS,
         details=details_of(item),
     )

@@ -194,7 +194,7 @@ def entry_of(resource: Resource, name: str) -> Entry:
         id=properties.get(OWNCLOUD + "fileid") or None,
         attributes=Attributes(mtime_ns=None if mtime is None else mtime * 1_000_000_000),
         writable=permissions is None or (("C" in permissions or "K" in permissions) if collection else "W" in permissions),
-        removable=permissions is None or "D" in permissions,
+        removable=permissions is None or "D" in permissions or "N" in permissions,  # some may be renamed only
         checksums=_checksums(properties.get(OWNCLOUD + "checksums")),
     )
 

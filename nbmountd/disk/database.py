@@ -27,7 +27,7 @@ from cachetools import LRUCache
 from nbmountd.errors import StateError
 from nbmountd.model import ROOT_INODE, Kind
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 LOCK_TIMEOUT = 5.0
 """Seconds that a worker waits for its predecessor, which may still be dying, to let go of the database."""
@@ -52,7 +52,8 @@ CREATE TABLE nodes (
     local_only INTEGER NOT NULL,   -- excluded: never sent
     listed INTEGER NOT NULL,       -- directory: every base child is known
     changed_at REAL NOT NULL,      -- seconds since 1970 of the last local change not yet sent
-    link_of INTEGER                -- a further name of that file: content and attributes are the other node's
+    link_of INTEGER,               -- a further name of that file: content and attributes are the other node's
+    removable INTEGER NOT NULL DEFAULT 1  -- the remote lets us remove and rename it
 );
 CREATE UNIQUE INDEX nodes_by_name ON nodes (parent, name) WHERE parent IS NOT NULL;
 CREATE UNIQUE INDEX nodes_by_base ON nodes (base_parent, base_name) WHERE base_parent IS NOT NULL;
@@ -88,6 +89,7 @@ _MIGRATIONS = {
     # 1 knew no checksums of cached bytes: they are fetched again.
     1: "DROP TABLE cached;\n" + _SCHEMA[_SCHEMA.index("CREATE TABLE cached") : _SCHEMA.index("CREATE TABLE work")],
     2: _SCHEMA[_SCHEMA.index("CREATE TABLE doubts") : _SCHEMA.index("CREATE TABLE conflicts")],
+    3: "ALTER TABLE nodes ADD COLUMN removable INTEGER NOT NULL DEFAULT 1",
 }
 """Schema version -> statements that make the next one of it. A version that was released keeps its row for ever."""
 
@@ -124,6 +126,7 @@ class Node:
     listed: bool
     changed_at: float
     link_of: int | None
+    removable: bool
 
     @property
     def is_directory(self) -> bool:
@@ -156,7 +159,7 @@ _DEFAULTS: dict[str, Any] = {
     "parent": None, "name": "", "mode": 0, "size": 0, "mtime_ns": 0, "ctime_ns": 0, "target": None, "xattrs": {}, "rdev": 0,
     "base_parent": None, "base_name": "", "base_id": None, "base_version": None, "base_size": None,
     "base_mtime_ns": None, "unsent": False, "unsent_attributes": 0, "writable": True, "local_only": False,
-    "listed": False, "changed_at": 0.0, "link_of": None,
+    "listed": False, "changed_at": 0.0, "link_of": None, "removable": True,
 }  # fmt: skip
 
 
@@ -183,6 +186,7 @@ def _from_row(row: tuple[Any, ...]) -> Node:
     node.target = None if row[8] is None else os.fsdecode(row[8])
     node.xattrs = msgspec.msgpack.decode(row[9], type=dict[str, bytes]) if row[9] else {}
     node.unsent, node.writable, node.local_only, node.listed = bool(row[17]), bool(row[19]), bool(row[20]), bool(row[21])
+    node.removable = bool(row[24])
     return node
 
 

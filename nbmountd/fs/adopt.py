@@ -94,6 +94,7 @@ def base_values(nodes: Nodes, entry: Entry) -> dict[str, Any]:
         "base_size": entry.size,
         "base_mtime_ns": entry.attributes.mtime_ns,
         "writable": entry.writable,
+        "removable": entry.removable,
     }
 
 

@@ -163,6 +163,11 @@ class FileSystem:
         if directory.ino == ROOT_INODE and self.nodes.capabilities.partitions:
             raise AccessDenied(f"{self.config.name}: what is here is made and removed on the remote")
 
+    def _check_removable(self, node: Node) -> None:
+        """Raises AccessDenied where the remote lets nobody remove or rename the node."""
+        if not node.removable and node.base_parent is not None:
+            raise AccessDenied(node.name)
+
     async def _check_free(self, parent: int, name: str) -> Node:
         """The directory, if it can take the new name. Raises Exists, ReadOnlyMount and the like."""
         self._check_writable()
@@ -239,6 +244,7 @@ class FileSystem:
         node = await self._child_to_change(parent, name)
         if node.is_directory:
             raise IsADirectory(name)
+        self._check_removable(node)
         self._remove(node)
 
     async def remove_directory(self, parent: int, name: str) -> None:
@@ -247,6 +253,7 @@ class FileSystem:
             raise NotADirectory(name)
         if self.nodes.borders.is_border(node):
             raise AccessDenied(name)
+        self._check_removable(node)
         await self._check_empty(node)
         if self.nodes.database.child(parent, name) is not node:
             raise NotFound(name)  # others removed it meanwhile
@@ -306,8 +313,12 @@ class FileSystem:
         local_only = self._local_only_after(node, target_directory, new_name)
         old_directory = self.nodes.get(parent)
         self._check_borders(node, old_directory, target_directory)
-        if target is not None and self.nodes.borders.is_border(target):
-            raise AccessDenied(new_name)
+        self._check_removable(node)
+        if target is not None:
+            if self.nodes.borders.is_border(target):
+                raise AccessDenied(new_name)
+            if not target.writable:  # else its bytes are replaced, which is no removal
+                self._check_removable(target)
         now_ns, now = self.nodes.now()
         with self.nodes.transaction() as change:
             if target is not None:
@@ -351,6 +362,8 @@ class FileSystem:
         here, there = self.nodes.get(one.parent or ROOT_INODE), self.nodes.get(other.parent or ROOT_INODE)
         self._check_borders(one, here, there)
         self._check_borders(other, there, here)
+        self._check_removable(one)
+        self._check_removable(other)
         one_local = self._local_only_after(one, there, other.name)
         other_local = self._local_only_after(other, here, one.name)
         now_ns, now = self.nodes.now()

@@ -118,7 +118,9 @@ def _take_base(fs: FileSystem, node: Node) -> None:
     mtime_ns = node.base_mtime_ns or 0
     base: dict[str, Any] = {
         key: getattr(node, key)
-        for key in ("base_parent", "base_name", "base_id", "base_version", "base_size", "base_mtime_ns", "writable")
+        for key in (
+            "base_parent", "base_name", "base_id", "base_version", "base_size", "base_mtime_ns", "writable", "removable"
+        )
     }
     local = {
         "mode": node.mode, "xattrs": node.xattrs, "size": node.base_size or 0, "mtime_ns": mtime_ns, "ctime_ns": nodes.now()[0],

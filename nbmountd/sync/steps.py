@@ -316,7 +316,8 @@ class Steps:
                 node, base_parent=step.at.parent, base_name=step.at.name, unsent=bool(newer), size=node.size,
                 mtime_ns=node.mtime_ns, ctime_ns=node.ctime_ns,
                 unsent_attributes=_left(node, attributes) | _lacking(entry, attributes),
-                **(base_values(self._nodes, entry) | {"base_size": snapshot.size, "writable": node.writable}),
+                **base_values(self._nodes, entry)
+                | {"base_size": snapshot.size, "writable": node.writable, "removable": node.removable},
             )  # fmt: skip
             change.execute("DELETE FROM work WHERE ino = ?", (node.ino,))
         absorption = self._store.begin_absorb(content, snapshot.layers, size=snapshot.size)

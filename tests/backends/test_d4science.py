@@ -696,11 +696,14 @@ async def test_who_may_write_what_he_owns_sees_the_rest_as_read_only(server: D4S
     head.write("Ours/deep/theirs", b"1")
     async with mounted(server, user, token_file) as backend:
         ours = at((await listing(backend))["Ours"])
-        deep = at((await listing(backend, ours))["deep"], ours)
+        deep_entry = (await listing(backend, ours))["deep"]
+        deep = at(deep_entry, ours)
         await upload(backend, free("mine", deep), b"1")
         entries = await listing(backend, deep)
 
         assert {name: entry.writable for name, entry in entries.items()} == {"theirs": False, "mine": True}
+        assert {name: entry.removable for name, entry in entries.items()} == {"theirs": False, "mine": True}
+        assert (deep_entry.writable, deep_entry.removable) == (True, False)
         with pytest.raises(RemoteDenied):
             await upload(backend, at(entries["theirs"], deep), b"2", entries["theirs"].version)
 

@@ -272,6 +272,7 @@ def test_discarding_what_was_never_loaded_is_counted_too(rig: Rig) -> None:
 def test_a_state_of_schema_1_is_migrated_and_keeps_unsent_bytes(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     rig.write(rig.new_file(), 0, b"precious")
+    rig.database.connection.execute("ALTER TABLE nodes DROP COLUMN removable")
     rig.database.connection.execute("DROP TABLE doubts")
     rig.database.connection.execute("DROP TABLE cached")
     rig.database.connection.execute(

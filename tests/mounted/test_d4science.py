@@ -526,6 +526,49 @@ def test_a_folder_without_write_permission_says_so_at_once(either: Workspace) ->
     assert len(either.changes()) == before, "the server was not even asked"
 
 
+@pytest.mark.expects_log("worker ended unasked")
+def test_what_others_own_in_a_folder_for_owners_is_neither_removed_nor_renamed_nor_replaced(either: Workspace) -> None:
+    """Said at once, and by the next worker too; one's own goes."""
+    share = f"Owners {either.mount.name}"
+    head = either.server.new_user()
+    either.server.share("shared", share, head.name, {either.user.name: "WRITE_OWNER", head.name: "ADMINISTRATOR"})
+    for name in ("sub", "theirs"):
+        head.mkdir(f"{share}/{name}")
+    head.write(f"{share}/theirs.txt", b"theirs")
+    folder = either.top / share
+    either.daemon.refresh(either.top)
+    for name in ("mine.txt", "other.txt"):
+        (folder / name).write_text("mine")
+    either.sync()
+    assert sorted(os.listdir(folder)) == ["mine.txt", "other.txt", "sub", "theirs", "theirs.txt"]
+    before = len(either.changes())
+
+    either.daemon.kill_worker(either.top.name)
+    refusals = []
+    for act in (
+        (folder / "theirs.txt").unlink,
+        (folder / "theirs").rmdir,
+        lambda: (folder / "theirs.txt").rename(folder / "renamed.txt"),
+        lambda: (folder / "theirs").rename(folder / "renamed"),
+        lambda: (folder / "theirs.txt").rename(folder / "sub" / "theirs.txt"),
+        lambda: (folder / "theirs").rename(folder / "sub" / "theirs"),
+        lambda: (folder / "mine.txt").replace(folder / "theirs.txt"),
+    ):
+        with pytest.raises(PermissionError) as refused:
+            act()
+        refusals.append(refused.value.errno)
+    asked = len(either.changes()) - before
+    (folder / "mine.txt").rename(folder / "sub" / "still mine.txt")
+    (folder / "other.txt").unlink()
+    either.sync()
+
+    assert set(refusals) == {errno.EACCES}
+    assert asked == 0, "the server was not even asked"
+    assert sorted(head.listdir(share)) == ["sub", "theirs", "theirs.txt"]
+    assert head.listdir(f"{share}/sub") == ["still mine.txt"]
+    assert head.read(f"{share}/theirs.txt") == b"theirs"
+
+
 def test_the_token_is_in_no_log_no_argument_list_and_no_url(either: Workspace) -> None:
     (either.mount / "secret.txt").write_text("x")
     either.daemon.ctl("log-level", "debug")
