@@ -120,9 +120,6 @@ class Tree:
             for length in {written, PAGE - self._pending["offset"] % PAGE}:
                 if 0 < length < self._pending["length"]:
                     yield self.after({**self._pending, "only": length})
-        name = str(self._pending["name"])
-        if self._pending["op"] in ("write", "truncate") and name in self.items:  # its time has moved, none of its bytes yet
-            yield {**self.items, name: replace(self.items[name], mtime_ns=None)}
 
 
 def _changed(item: Item, line: dict[str, Any]) -> Item:
