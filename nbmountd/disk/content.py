@@ -208,7 +208,7 @@ class ContentStore:
         new_bytes = len(data) - (len_in(top.extents, offset, stop) if top else 0)
         if new_bytes:
             self._reserve(new_bytes)
-        layer = top or self._begin_layer(content, mtime_ns)
+        layer = top or self._begin_layer(content)
         before = [] if new_bytes == len(data) else [
             (begin, pread(layer.fd, end - begin, begin)) for begin, end in layer.extents.within(offset, stop)
         ]  # fmt: skip
@@ -228,7 +228,7 @@ class ContentStore:
 
         The data file keeps its length for now: if the power goes, it may have been cut while the record of it is lost.
         """
-        layer = self._writable(content) or self._begin_layer(content, mtime_ns)
+        layer = self._writable(content) or self._begin_layer(content)
         sequence = self._journal.append(RecordKind.TRUNCATE, layer.id, size, 0, mtime_ns)
         before = layer.extents.total
         layer.resize(size)
@@ -263,9 +263,10 @@ class ContentStore:
         top = content.layers[-1] if content.layers else None
         return None if top is None or top.frozen or top.lost is not None else top
 
-    def _begin_layer(self, content: Content, mtime_ns: int) -> Layer:
-        """A new layer on top: row and file, or neither."""
-        fd = LOST
+    def _begin_layer(self, content: Content) -> Layer:
+        """A new layer on top: row and file, or neither. The file's time moves with the first record, not before: whoever is
+        killed in between has written nothing."""
+        fd, mtime_ns = LOST, content.node.mtime_ns
         try:
             with self._database.transaction() as change:
                 cursor = change.execute(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,15 @@ import trio
 from nbmountd.backends.webdav import WebDAVBackend
 from nbmountd.backends.webdav_share import TEMPORARY
 from nbmountd.config import WebDAVOptions
-from nbmountd.errors import NameRefused, RemoteError
+from nbmountd.errors import (
+    NameRefused,
+    RemoteError,
+    RemoteExists,
+    RemoteLocked,
+    RemoteNotFound,
+    RemoteUnavailable,
+    VersionMismatch,
+)
 from nbmountd.model import Attributes, Entry, Kind
 from tests.backends.suite import NAMES, BackendSuite, FolderOutside, Remote, at, free, listing, upload
 from tests.servers import (
@@ -62,8 +69,12 @@ class WebDAVSuite(BackendSuite):
         winners: list[Entry] = []
 
         async def contend(content: bytes) -> None:
-            with suppress(RemoteError):  # refused, in doubt because it found the other's, or 500: rclone while both are at it
+            try:
                 winners.append(await upload(remote.backend, at(old), content, old.version))
+            except RemoteError as error:  # in doubt: it looked, and found the other's
+                if not (error.in_doubt or isinstance(error, VersionMismatch | RemoteExists | RemoteNotFound)):
+                    assert isinstance(error, RemoteUnavailable | RemoteLocked), error
+                    assert self.server_class is RcloneServer, error  # answers 500 or 423 while both are at it
 
         async with trio.open_nursery() as nursery:
             for content in contents:

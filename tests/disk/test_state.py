@@ -126,9 +126,11 @@ def test_a_new_layer_with_no_write_does_not_change_the_file(rig: Rig) -> None:
     """A death between the row of the layer and its first record."""
     node = rig.new_file(base=b"remote")
     content = rig.store.open(node)
-    rig.store._begin_layer(content, NOW)
+    before = content.node.mtime_ns
+    rig.store._begin_layer(content)
     rig.kill()
     assert rig.read(rig.node(), b"remote") == b"remote"
+    assert rig.node().mtime_ns == before
 
 
 # -- unreadable things ------------------------------------------------------------------------------------------------
