@@ -16,9 +16,6 @@ from pathlib import Path
 
 from nbmountd.errors import StateError
 
-LONGEST_SOCKET_PATH = 100
-"""Bytes. sun_path holds 108 with its NUL (unix(7)); the rest is for suffixes of ours."""
-
 SOCKET_NAME = "control.sock"
 SIDECAR = "NBMOUNTD_SIDECAR"
 """Names a directory that a sidecar shares with the notebook's container: its mounts and, in `.run`, its control socket."""
@@ -107,8 +104,21 @@ def _sockets(environ: Mapping[str, str], uid: int | None, run: Path) -> list[Pat
     with suppress(StateError):
         directories.append(default_state_directory(environ) / "run")
     directories.append(Path("/tmp") / f"nbmountd-{user}")  # the last resort: ours, or refused by private_directory
-    sockets = [directory / SOCKET_NAME for directory in directories]
-    return [path for path in sockets if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH]
+    return [directory / SOCKET_NAME for directory in directories]
+
+
+@contextmanager
+def socket_address(path: Path) -> Iterator[str]:
+    """What to give bind(2) or connect(2) for the socket at `path`; it holds until the end of the block. Raises OSError.
+
+    The address of a unix socket has 107 bytes (sun_path of unix(7)), and a path below a home or a temporary directory may
+    have more: through a descriptor of its directory only the name counts.
+    """
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
 
 
 # --- directories -------------------------------------------------------------------------------------------------------

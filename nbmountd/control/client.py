@@ -14,6 +14,7 @@ import msgspec
 from nbmountd.control.schema import MAX_LINE, AnyReply, AnyRequest, Event, Progress
 from nbmountd.control.wire import decode_reply, encode_line
 from nbmountd.errors import NbmountdError
+from nbmountd.places import socket_address
 
 _RECEIVE_SIZE = 65536
 
@@ -36,7 +37,8 @@ async def ask(path: Path, request: AnyRequest) -> AsyncGenerator[AnyReply, None]
     with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         lines = _Lines()
         try:
-            await connection.connect(str(path))
+            with socket_address(path) as address:
+                await connection.connect(address)
             stream = trio.SocketStream(connection)
             await stream.send_all(encode_line(request))
             while True:
@@ -57,7 +59,8 @@ def ask_sync(path: Path, request: AnyRequest, *, timeout: float | None = None) -
         connection.settimeout(timeout)
         lines = _Lines()
         try:
-            connection.connect(str(path))
+            with socket_address(path) as address:
+                connection.connect(address)
             # MSG_NOSIGNAL: a daemon that hangs up is an error to report, not a SIGPIPE.
             connection.sendall(encode_line(request), socket.MSG_NOSIGNAL)
             while True:

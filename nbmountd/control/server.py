@@ -43,10 +43,6 @@ def open_listener(path: Path, *, owner: tuple[int, int] | None = None) -> socket
     Makes the directory (0700) when it is missing. Replaces a socket that nobody answers; raises StateError when somebody
     does, or when directory or path cannot be trusted. `owner` (uid, gid): root makes it for this user.
     """
-    if len(os.fsencode(path)) > places.LONGEST_SOCKET_PATH:
-        raise StateError(
-            f"{path}: too long for a socket ({places.LONGEST_SOCKET_PATH} bytes at most); choose a shorter directory"
-        )
     with places.locked_directory(path.parent, owner=owner) as directory:
         _remove_stale(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -54,7 +50,8 @@ def open_listener(path: Path, *, owner: tuple[int, int] | None = None) -> socket
             # Linux gives the name the mode of the socket's own inode (net/unix/af_unix.c, unix_bind): 0600 from the
             # first moment, without touching the umask, which belongs to all threads.
             os.fchmod(listener.fileno(), 0o600)
-            listener.bind(str(path))
+            with places.socket_address(path) as address:
+                listener.bind(address)
             if owner is not None:
                 os.chown(path.name, *owner, dir_fd=directory, follow_symlinks=False)
             listener.listen(_BACKLOG)
@@ -76,7 +73,8 @@ def _remove_stale(path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)  # a living one with a full backlog answers EAGAIN instead of making us wait
         try:
-            probe.connect(str(path))
+            with places.socket_address(path) as address:
+                probe.connect(address)
         except (ConnectionRefusedError, FileNotFoundError):
             path.unlink(missing_ok=True)
             return

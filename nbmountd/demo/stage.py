@@ -16,9 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +27,6 @@ from rich.console import Console
 from nbmountd.control.client import ControlError, ask_sync
 from nbmountd.control.schema import MountStatus, Status, StatusReply
 from nbmountd.errors import NbmountdError
-from nbmountd.places import LONGEST_SOCKET_PATH
 
 MARKER = "NBMOUNTD_DEMO_HOME"
 LABEL = "made-by-nbmountd-demo"
@@ -57,11 +54,7 @@ class Stage:
         self._lock: IO[str] | None = None
         self._kept = False
         self._daemon: subprocess.Popen[bytes] | None = None
-        runtime = self.home / "run"
-        if len(os.fsencode(runtime / "nbmountd" / "control.sock")) > LONGEST_SOCKET_PATH:
-            digest = zlib.crc32(os.fsencode(self.home))
-            runtime = Path(tempfile.gettempdir()) / f"nbmountd-demo-{os.getuid()}-{digest:08x}"
-        self.runtime = runtime
+        self.runtime = self.home / "run"
 
     def __enter__(self) -> Stage:
         if self.home.exists() and any(self.home.iterdir()) and not (self.home / LABEL).exists():
@@ -238,8 +231,6 @@ class Stage:
                     shutil.rmtree(entry)
                 else:
                     entry.unlink()
-        if self.runtime.parent != self.home:
-            shutil.rmtree(self.runtime, ignore_errors=True)
 
 
 def make_writable(directory: Path) -> None:
