@@ -237,14 +237,17 @@ class Settle:
             return there.id == node.base_id
         if node.kind is not Kind.FILE:
             return here is None  # a directory's own listing will tell more
-        return _has_version(node, there) or (here is None and await self.has_same_bytes(node, target, there))
+        return _has_version(node, there) or (here is None and await self.has_same_bytes(node, target, there, proven=True))
 
-    async def has_same_bytes(self, node: Node, place: Place, entry: Entry, *, sent_mtime_ns: int | None = None) -> bool:
+    async def has_same_bytes(
+        self, node: Node, place: Place, entry: Entry, *, sent_mtime_ns: int | None = None, proven: bool = False
+    ) -> bool:
         """Whether a file that has another version now, after a step that leaves bytes alone, still has the bytes of base.
 
         Some remotes give a new version when a file is moved or its time is set; or somebody wrote to it in that moment. What
         is here is compared; where nothing is, nothing can be mixed, or the mtime tells: a write would have moved it from
-        where it was, or from what the step set (`sent_mtime_ns`).
+        where it was, or from what the step set (`sent_mtime_ns`). `proven`: nothing to compare is not enough, as it may be
+        another file altogether.
         """
         if _has_version(node, entry):
             return True
@@ -260,7 +263,7 @@ class Settle:
             if node.unsent and not base.here:  # our edit lies above those bytes
                 return untouched
             if not base.has_some:
-                return untouched or not self._nodes.may_be_open(node.ino)
+                return untouched or (entry.size == 0 if proven else not self._nodes.may_be_open(node.ino))
             return base.size == entry.size and base.size <= COMPARE_LIMIT and await self._agrees(entry, place, base)
         finally:
             self._store.release(content)

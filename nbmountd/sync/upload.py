@@ -81,6 +81,11 @@ class Snapshot:
         await self._ensure(self._content, 0, self.size, self.layers)
         self._store.save_present(self._content)
 
+    async def fetch_end(self, count: int) -> None:
+        """The same with its last `count` bytes."""
+        await self._ensure(self._content, max(0, self.size - count), self.size, self.layers)
+        self._store.save_present(self._content)
+
     def agrees(self, start: int, piece: memoryview) -> bool:
         """Whether these bytes from `start` on are those of the snapshot, as far as it has them here; in a worker thread."""
         stop = start + len(piece)

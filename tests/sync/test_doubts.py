@@ -4,11 +4,14 @@ as a ghost, and nobody is in conflict with himself."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
+from nbmountd.backends.memory import EVERYTHING
+from nbmountd.fs.filesystem import SetAttributes
 from tests.sync.test_both_sides import edit, remove, rename, tell
 from tests.sync.world import World
 
@@ -175,3 +178,43 @@ def test_a_removed_file_in_doubt_is_forgotten_when_it_never_arrived(tmp_path: Pa
         assert world.rig.store.unsent_bytes == 0
 
     assert tell(tmp_path, story).remote.tree() == {"d": None, "old": b"before"}
+
+
+PROVES_NOTHING = replace(
+    EVERYTHING, native_mtime=False, checksum_algorithm=None, stable_ids=False, conditional_writes=False, ranged_writes=False
+)
+
+
+def test_what_others_put_at_the_target_of_a_move_is_not_taken_for_what_was_moved(tmp_path: Path) -> None:
+    """The other client removes the source as well, both files are of one size, and not a byte of ours is here to compare."""
+    seen: list[int] = []
+
+    async def story(world: World) -> None:
+        world.remote.put("old", b"ours..")
+        seen.append((await world.find("old")).ino)
+        await trio.sleep(3)  # so that their times differ
+        world.remote.put("new", b"theirs")
+        world.remote.remove("old")
+        await rename(world, "old", "new")
+        await trio.sleep(60)
+        await world.fs.refresh_now(None)
+        seen.append((await world.find("new")).ino)
+        assert await world.read_file("new") == b"theirs"
+
+    assert tell(tmp_path, story, PROVES_NOTHING).remote.tree() == {"new": b"theirs"}
+    assert seen[0] != seen[1]
+
+
+def test_a_file_that_was_only_cut_shorter_is_known_again_after_a_death(tmp_path: Path) -> None:
+    """Only its new size travels, and not a byte of it is here: what is left of it is fetched first, to be compared."""
+
+    async def story(world: World) -> None:
+        world.remote.put("old", b"a hundred thousand")
+        await world.fs.setattr((await world.find("old")).ino, SetAttributes(size=9))
+        await die_after(world, "write_ranges", "death")
+        await back(world)
+
+    world = tell(tmp_path, story, replace(PROVES_NOTHING, conditional_writes=True, ranged_writes=True))
+
+    assert world.remote.tree() == {"old": b"a hundred"}
+    assert not [event for event in world.events if event[0] == "conflict"]
