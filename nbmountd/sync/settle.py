@@ -117,9 +117,12 @@ class Settle:
         if found is not None and sent and await self._is_ours(found, place, snapshot, Attributes(), sent=True):
             return found
         owner = self._nodes.owner(node)
-        source = found
-        if owner is not node:  # a further name is made of the bytes of the first
-            source = None if owner.base_parent is None else await self._ask(self._nodes.place(owner))
+        if owner.base_parent is None:
+            source = None  # its own file is gone, whatever is where it is to go now
+        elif owner is node:
+            source = found
+        else:  # a further name is made of the bytes of the first
+            source = await self._ask(self._nodes.place(owner))
         if source is not None and source.version is not None and source.version == owner.base_version:
             content = self._store.peek(owner.ino)
             if content is not None:
@@ -251,15 +254,17 @@ class Settle:
         """
         if _has_version(node, entry):
             return True
-        if entry.kind is not Kind.FILE or entry.size != node.base_size or node.link_of is not None:
+        if entry.kind is not Kind.FILE or entry.size != node.base_size:
             return False
+        if sent_mtime_ns is None:
+            untouched = entry.attributes.mtime_ns is not None and entry.attributes.mtime_ns == node.base_mtime_ns
+        else:
+            untouched = self._has_mtime(entry, Attributes(mtime_ns=sent_mtime_ns))
+        if node.link_of is not None:  # what is here may be what another name of it has on the remote
+            return untouched
         content = self._store.open(node)
         try:
             base = Snapshot(self._store, content, [], _never)
-            if sent_mtime_ns is None:
-                untouched = entry.attributes.mtime_ns is not None and entry.attributes.mtime_ns == node.base_mtime_ns
-            else:
-                untouched = self._has_mtime(entry, Attributes(mtime_ns=sent_mtime_ns))
             if node.unsent and not base.here:  # our edit lies above those bytes
                 return untouched
             if not base.has_some:

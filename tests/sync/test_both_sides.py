@@ -836,3 +836,41 @@ def test_a_body_of_the_wrong_length_is_never_taken_for_the_file(tmp_path: Path, 
         world.fs.close_file(node.ino, writing=False)
 
     tell(tmp_path, story)
+
+
+# --- what the model found --------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_others_moved_to_the_name_that_ours_gets_is_not_taken_for_the_base_of_ours(tmp_path: Path) -> None:
+    """Ours was opened before and not a byte of it read: what was appended is kept and shown, and nothing waits for ever."""
+
+    async def story(world: World) -> None:
+        world.remote.mkdir("d")
+        world.remote.put("d/a", b"theirs")
+        node = await world.find("d/a")
+        world.fs.open(node.ino, writing=True, truncate=False)
+        world.remote.move("d/a", "a")
+        world.fs.write(node.ino, 6, b" and ours")
+        await trio.sleep(21)
+        await rename(world, "d/a", "a")
+        world.fs.close_file(node.ino, writing=True)
+
+    world = tell(tmp_path, story)
+
+    assert world.remote.tree()["a"] == b"theirs"
+    assert [node.size for node in world.left] == [15]
+
+
+def test_a_renamed_hard_link_with_news_is_no_conflict_where_moving_gives_another_version(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.flaky.restless = True
+        world.remote.put("a", b"before")
+        node = await world.find("a")
+        await world.fs.link(node.ino, 1, "b")
+        await trio.sleep(15)
+        await world.fs.setattr(node.ino, SetAttributes(size=3))
+        await rename(world, "b", "c")
+
+    world = tell(tmp_path, story, replace(WHOLE_UPLOADS, native_mtime=True))
+
+    assert world.remote.tree() == {"a": b"bef", "c": b"bef"}
