@@ -155,6 +155,7 @@ async def _serve(start: WorkerStart) -> None:
             unsent_limit=start.daemon.unsent_size,
             cache_limit=start.daemon.cache_size,
             unsent=lambda: store.unsent_bytes,
+            sent=lambda: store.sent_bytes,
             cached=lambda: store.cached_bytes,
             evict=partial(_evict, nodes, store),
         )
@@ -358,8 +359,7 @@ async def _watch_quota(backend: PolicyBackend, fs: FileSystem) -> None:
         except RemoteError as exc:
             _log.debug("no quota", cause=exc)
         else:
-            available = fs.quota.available
-            fs.budget.quota_available = None if available is None else max(0, available - fs.store.unsent_bytes)
+            fs.budget.learn_quota(fs.quota.available)
         with trio.move_on_after(QUOTA_EVERY):
             await fs.quota_wanted.wait()
 

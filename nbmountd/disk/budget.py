@@ -18,7 +18,8 @@ STATVFS_EVERY = 16 * 2**20
 
 
 class Budget:
-    """Accepts or refuses unsent bytes. `unsent`, `cached` tell what is used now; `evict(count)` frees cached bytes."""
+    """Accepts or refuses unsent bytes. `unsent`, `cached` tell what is used now, `sent` how many unsent bytes have gone out
+    since the start; `evict(count)` frees cached bytes."""
 
     def __init__(
         self,
@@ -27,6 +28,7 @@ class Budget:
         unsent_limit: int,
         cache_limit: int,
         unsent: Callable[[], int],
+        sent: Callable[[], int],
         cached: Callable[[], int],
         evict: Callable[[int], int],
     ) -> None:
@@ -35,15 +37,26 @@ class Budget:
         self.unsent_limit = unsent_limit
         self.cache_limit = cache_limit
         self._unsent = unsent
+        self._sent = sent
         self._cached = cached
         self._evict = evict
         self._until_look = 0
-        self.quota_available: int | None = None
-        """What the remote said it still takes, minus what was accepted since; None: no limit known."""
+        self._quota: int | None = None
+        """What the remote took before it is full when it was last asked, counted like `sent`; None: no limit known."""
+
+    def learn_quota(self, available: int | None) -> None:
+        """What the remote says that it still takes now; None: no limit known."""
+        self._quota = None if available is None else self._sent() + available
+
+    @property
+    def quota_available(self) -> int | None:
+        """What of that nothing is waiting for: what is accepted takes it, what is cut off or removed unsent gives it back."""
+        return None if self._quota is None else max(0, self._quota - self._sent() - self._unsent())
 
     def reserve(self, count: int) -> None:
         """Returns if `count` more unsent bytes can be kept. Raises NoSpace or QuotaExceeded, and then nothing changed."""
-        if self.quota_available is not None and count > self.quota_available:
+        quota = self.quota_available
+        if quota is not None and count > quota:
             raise QuotaExceeded("the remote's quota is used up")
         if self._unsent() + count > self.unsent_limit:
             raise NoSpace("too many bytes wait to be sent (unsent_size)")
@@ -51,8 +64,6 @@ class Budget:
         if self._until_look <= 0:
             self._look(count)
             self._until_look = STATVFS_EVERY
-        if self.quota_available is not None:
-            self.quota_available -= count
 
     def _look(self, count: int) -> None:
         free = _free(self._state)

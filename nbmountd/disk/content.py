@@ -86,6 +86,8 @@ class ContentStore:
         """The journal has records of an earlier process. They are settled soon: if that one died between a write and its
         record, a checksum is wrong, which after a loss of power would count against what came later."""
         self.unsent_bytes = 0
+        self.sent_bytes = 0
+        """Once unsent, and on the remote by now; since the start."""
 
     @property
     def cached_bytes(self) -> int:
@@ -316,6 +318,7 @@ class ContentStore:
         for layer in absorption.layers:
             content.layers.remove(layer)
             self.unsent_bytes -= layer.extents.total
+            self.sent_bytes += layer.extents.total
             self._doom(self._layer_path(layer.id))
         _close_layers(absorption.layers)
         content.base_size = absorption.size

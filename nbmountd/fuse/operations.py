@@ -346,10 +346,11 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         used, available = self.fs.quota.used, self.fs.quota.available
         if available is None:
             available = 2**50  # no limit known: a number that no program takes for "full"
+        left = self.fs.budget.quota_available
         answer = pyfuse3.StatvfsData()
         answer.f_bsize = answer.f_frsize = block
         answer.f_blocks = ((used or 0) + available) // block
-        answer.f_bfree = answer.f_bavail = available // block
+        answer.f_bfree = answer.f_bavail = (available if left is None else min(left, available)) // block
         answer.f_files = answer.f_ffree = answer.f_favail = 2**32
         answer.f_namemax = 255
         return answer

@@ -361,8 +361,9 @@ class World:
         store = rig.store
         budget = Budget(
             (rig.state_dir, rig.cache_dir), unsent_limit=2**40, cache_limit=2**40, unsent=lambda: store.unsent_bytes,
-            cached=lambda: store.cached_bytes, evict=lambda count: 0,
+            sent=lambda: store.sent_bytes, cached=lambda: store.cached_bytes, evict=lambda count: 0,
         )  # fmt: skip
+        rig.reserve = budget.reserve
         self.refresh = Refresh(self.nodes, backend, freshness=self.config.freshness, deadline=self.config.request_deadline)
         self.reads = Reads(
             self.nodes, store, backend, deadline=self.config.request_deadline, remote_changed=self._remote_changed
