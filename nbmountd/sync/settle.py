@@ -13,7 +13,7 @@ from collections.abc import Callable
 from nbmountd.backends.base import Backend
 from nbmountd.disk.content import ContentStore
 from nbmountd.disk.database import Node
-from nbmountd.errors import LocalError, RemoteError, RemoteNotFound, RemoteUnavailable, StaleFile
+from nbmountd.errors import LocalError, RemoteError, RemoteNotFound, RemoteProtocolError, RemoteUnavailable, StaleFile
 from nbmountd.fs.adopt import base_values, gone, here_of, local_values, take
 from nbmountd.fs.conflicts import conflict_name
 from nbmountd.fs.nodes import Nodes
@@ -163,20 +163,25 @@ class Settle:
         return found.size <= COMPARE_LIMIT and await self._agrees(found, place, snapshot)
 
     async def _agrees(self, found: Entry, place: Place, snapshot: Snapshot) -> bool:
-        at = 0
+        """Raises RemoteProtocolError when other than the file's size came: that proves nothing."""
+        at, size = 0, found.size or 0
 
         def compare(piece: memoryview) -> None:
             nonlocal at
+            if at + len(piece) > size:
+                raise RemoteProtocolError(f"more than its {size} bytes came")
             if not snapshot.agrees(at, piece):
                 raise _DifferentError
             at += len(piece)
 
-        if found.size:
+        if size:
             try:
-                await self._backend.read(Place(place.path, found.id), found.version, 0, found.size, compare)
+                await self._backend.read(Place(place.path, found.id), found.version, 0, size, compare)
             except _DifferentError:
                 return False
-        return at == found.size
+            if at < size:
+                raise RemoteProtocolError(f"{at} of its {size} bytes came")
+        return found.size is not None
 
     # -- directories, symlinks and moves ------------------------------------------------------------------------------
 

@@ -218,3 +218,17 @@ def test_a_file_that_was_only_cut_shorter_is_known_again_after_a_death(tmp_path:
 
     assert world.remote.tree() == {"old": b"a hundred"}
     assert not [event for event in world.events if event[0] == "conflict"]
+
+
+@pytest.mark.parametrize("answer", ["short", "long"])
+def test_an_answer_of_the_wrong_length_does_not_prove_that_the_remote_has_other_bytes(answer: str, tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.flaky.fail("upload", "lost")
+        world.flaky.fail("read", answer)
+        await world.write_file("new", b"ours")
+        await trio.sleep(60)
+
+    world = tell(tmp_path, story, replace(PROVES_NOTHING, conditional_writes=True))
+
+    assert world.remote.tree() == {"new": b"ours"}
+    assert not [event for event in world.events if event[0] == "conflict"]
