@@ -145,8 +145,13 @@ class Settle:
         algorithm = (self._nodes.capabilities.checksum_algorithm or "").upper()
         if snapshot.digest is not None and algorithm in found.checksums:
             return found.checksums[algorithm] == snapshot.digest
-        if not snapshot.here and (not sent or (snapshot.size and not snapshot.has_some)):
-            return False
+        if not snapshot.here:
+            if not sent:
+                return False
+            try:
+                await snapshot.fetch_some()
+            except StaleFile:
+                return False  # nothing to compare with
         if snapshot.size > COMPARE_LIMIT:  # too much to read; a moment and a size of ours are as good as a name
             return self._has_mtime(found, attributes)
         return await self._agrees(found, place, snapshot)

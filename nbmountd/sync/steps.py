@@ -55,9 +55,6 @@ from nbmountd.sync.upload import Snapshot
 KEPT_FOR_READERS = 256 * 2**20
 """Up to so much is fetched of a file that is removed or replaced while programs here have it open. A guess."""
 
-COMPARED = 128 * 2**10
-"""So much is fetched of a file that is made shorter where nothing of it is here: should no answer come, it is compared."""
-
 _log = get_logger(__name__)
 
 
@@ -275,13 +272,12 @@ class Steps:
         try:
             if version is not None and not can.atomic_replace and not snapshot.whole:
                 await snapshot.fetch_all()  # the remote's old bytes are gone with the first new one
-            if self._writes_ranges(version, node, replaced, snapshot) and snapshot.size and not snapshot.has_some:
-                await snapshot.fetch_end(COMPARED)  # cut off and nothing else: by what would it be known again?
+            await snapshot.fetch_some()  # a further name, or cut shorter and nothing else: how would it be known again?
             ticket = JournalTicket(self._nodes.database, snapshot.top, node.ino)
             self._nodes.doubts.begin(Doubt(node.ino, UPLOAD, step.at.parent, step.at.name, version, snapshot.top))
             if node.link_of is None:
                 ticket.begin()
-            if version is not None and self._writes_ranges(version, node, replaced, snapshot):
+            if version is not None and replaced is node and can.ranged_writes and snapshot.layers:
                 entry = await self._backend.write_ranges(
                     place, snapshot.pieces(), snapshot.size, replaces=version, attributes=attributes
                 )
@@ -303,10 +299,6 @@ class Steps:
                 node, replaced, step.at, place, version, snapshot, attributes, exc, sent=sent_before
             )
         return entry
-
-    def _writes_ranges(self, version: Version | None, node: Node, replaced: Node, snapshot: Snapshot) -> bool:
-        can = self._nodes.capabilities
-        return version is not None and replaced is node and can.ranged_writes and bool(snapshot.layers)
 
     async def _confirm(
         self, step: Upload, node: Node, content: Content, snapshot: Snapshot, entry: Entry, attributes: Attributes

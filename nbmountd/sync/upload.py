@@ -19,6 +19,9 @@ from nbmountd.disk.layers import LOST, Segment, pread
 WINDOW = 8 * 2**20
 """Missing bytes are fetched in pieces of this size while the upload runs."""
 
+COMPARED = 128 * 2**10
+"""By so many bytes a file is known again of which nothing else is here. A guess."""
+
 Ensure = Callable[[Content, int, int, list[Layer]], Awaitable[None]]
 
 
@@ -81,10 +84,11 @@ class Snapshot:
         await self._ensure(self._content, 0, self.size, self.layers)
         self._store.save_present(self._content)
 
-    async def fetch_end(self, count: int) -> None:
-        """The same with its last `count` bytes."""
-        await self._ensure(self._content, max(0, self.size - count), self.size, self.layers)
-        self._store.save_present(self._content)
+    async def fetch_some(self) -> None:
+        """The same with its last bytes if nothing of it is here, so that it can be compared with what the remote has."""
+        if self.size and not self.has_some:
+            await self._ensure(self._content, max(0, self.size - COMPARED), self.size, self.layers)
+            self._store.save_present(self._content)
 
     def agrees(self, start: int, piece: memoryview) -> bool:
         """Whether these bytes from `start` on are those of the snapshot, as far as it has them here; in a worker thread."""
