@@ -93,6 +93,7 @@ class Answers:
             absolute = tuple(msgspec.structs.replace(item, path=self._absolute(item.path)) for item in items)
             yield schema.QueueReply(items=absolute, total=total)
         elif isinstance(request, schema.Refresh):
+            self._engine.try_parked()
             await self._fs.refresh_now(self._node(request.path) if request.path else None)
             await self._fs.nodes.kernel.wait_told()
             yield schema.Done()
@@ -298,7 +299,7 @@ class Answers:
 
     async def _parked(self, request: schema.Parked) -> schema.AnyReply:
         relative = _relative(request.path, self._config.path) if request.path else None
-        parked = [(self._fs.nodes.local_path(node), node) for node, _, _ in self._engine.parked_nodes()]
+        parked = [(self._fs.nodes.local_path(node), node) for node in self._engine.parked_nodes()]
         parked = [(path, node) for path, node in parked if relative in (None, path)]
         kept = {_aside(each): each for each in all_put_aside(self._state) if relative in (None, _aside(each))}
         if request.action == "list":

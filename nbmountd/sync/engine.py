@@ -1,9 +1,9 @@
 """Decides when unsent work goes out, runs the planned steps side by side, and remembers what failed.
 
 State: `_ready` and `_waiting` (the current plan), `_running` (steps at work, by inode), `_failures` (when to try again)
-and what is parked. All of it is touched by plain functions between awaits. It does not know how a step is carried out
-(steps.py) nor what depends on what (plan.py). What a finished step costs does not depend on how much waits; only `_look`
-reads all that is unsent, and it runs when the last plan is used up, for at most a tenth of the time.
+and `_parking` (what waits for a person). All of it is touched by plain functions between awaits. It does not know how a
+step is carried out (steps.py) nor what depends on what (plan.py). What a finished step costs does not depend on how much
+waits; only `_look` reads all that is unsent, and it runs when the last plan is used up, for at most a tenth of the time.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from nbmountd.errors import (
 from nbmountd.fs.nodes import Nodes
 from nbmountd.log import get_logger
 from nbmountd.model import ROOT_INODE, FileState, Kind
+from nbmountd.sync.parking import Parking
 from nbmountd.sync.plan import Ask, Change, MakeDirectory, Move, Position, Remove, SetAttributes, Step, Upload, plan
 from nbmountd.sync.steps import Steps
 
@@ -51,6 +52,8 @@ LARGE = 8 * 2**20
 """Uploads from this size on leave one worker free for everything else."""
 FINAL = (RemoteDenied, RemoteTooLarge, NameRefused, RemoteUnsupported, StaleFile, FileTooLarge)
 """Errors that time alone does not heal: the work is parked. Whatever else is wrong is looked at again."""
+CURABLE = (RemoteDenied, RemoteTooLarge)
+"""Those of them that an administrator of the remote may heal: tried again now and then (parking.py)."""
 BELIEVED_AFTER = 2
 """A refusal must be heard so often in a row: a request that was damaged on its way is answered with 400 or 413 as well."""
 
@@ -104,16 +107,7 @@ class Engine:
         self._look_at = 0.0
         self._not_before = 0.0
         self._work = trio.Event()
-        self.parkings = 0
-        """How often something was parked since the start."""
-        self._parked_at: dict[int, int] = {}
-        """`parkings` when it was parked; nothing for what an earlier worker had parked."""
-        self._parked_as: dict[int, float] = {}
-        """`changed_at` of what is parked: another one is something new."""
-        self._parked: dict[int, tuple[str, float]] = {
-            ino: (error, at)
-            for ino, error, at in nodes.database.connection.execute("SELECT ino, error, at FROM work WHERE parked")
-        }
+        self._parking = Parking(nodes, self._chance)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -135,6 +129,7 @@ class Engine:
     def _look(self) -> None:
         began = time.perf_counter()
         clock = trio.current_time()
+        self._parking.begin_trial(clock)
         changes, next_due = self._collect(clock)
         self._waiting.clear()
         self._let_go_by.clear()
@@ -166,7 +161,7 @@ class Engine:
                 found.append((node.changed_at if node else 0.0, index, step))
         for _, index, step in sorted(found, key=lambda each: each[:2]):
             self._enqueue(index, step)
-        self._look_at = next_due
+        self._look_at = min(next_due, self._parking.next_trial)
         self._not_before = clock + LOOK_SHARE * (time.perf_counter() - began)
 
     def _collect(self, clock: float) -> tuple[dict[int, Change], float]:
@@ -214,7 +209,7 @@ class Engine:
 
     def _is_held_back(self, ino: int, clock: float) -> bool:
         failure = self._failures.get(ino)
-        return ino in self._parked or (failure is not None and failure.next_at > clock)
+        return self._parking.holds(ino) or (failure is not None and failure.next_at > clock)
 
     def _enqueue(self, index: int, step: Step) -> None:
         node = self._nodes.database.get(step.ino)
@@ -253,10 +248,12 @@ class Engine:
 
     def _due_at(self, node: Node, now: float, clock: float) -> float:
         """When the node's work may go out; inf: only when something else happens first."""
-        if node.ino in self._parked and self._is_another_since_parked(node):
+        if node.ino in self._parking and self._parking.is_another(node):
             self.unpark(node.ino)
-        if node.ino in self._running or node.ino in self._parked:
+        if node.ino in self._running or self._parking.holds(node.ino):
             return float("inf")
+        if node.ino in self._parking:
+            return clock  # a trial
         failure = self._failures.get(node.ino)
         if failure is not None and failure.next_at > clock:
             return failure.next_at
@@ -308,6 +305,7 @@ class Engine:
             self._failures.pop(step.ino, None)
             if not isinstance(step, Ask):
                 self._emit("sent", path, step=step_name(step))
+                self._cured(step.ino)
         except (RemoteError, LocalError, OSError) as exc:
             self._failed(node, step, path, exc)
         except Exception as exc:  # a bug, or SQLite without room: one file's trouble must not stop all others
@@ -335,7 +333,17 @@ class Engine:
             self._tell_workers()
         self._nodes.wake()
 
+    def _cured(self, ino: int) -> None:
+        """What was tried although it was parked has got through, if it was."""
+        for each in self._parking.cured(ino) if ino in self._parking else ():
+            self.unpark(each)
+
     def _failed(self, node: Node, step: Step, path: str, exc: Exception) -> None:
+        if node.ino in self._parking and not isinstance(step, Ask):
+            curable = isinstance(exc, CURABLE) or not isinstance(exc, FINAL)
+            self._parking.failed(node.ino, may_be_cured=curable)
+            _log.info("stays parked", path=path, step=step_name(step), cause=exc)
+            return
         failure = self._failures.setdefault(node.ino, Failure(0, "", 0.0))
         failure.attempts += 1
         failure.error = str(exc) or type(exc).__name__
@@ -347,7 +355,7 @@ class Engine:
         elif isinstance(exc, RemoteFull):
             retry_in = HURRIED_FULL_RETRY if self._is_hurried(node) else FULL_RETRY
         elif not isinstance(step, Ask) and (isinstance(exc, FINAL) or (isinstance(exc, OSError) and exc.errno == errno.EIO)):
-            self.park(node, failure.error)
+            self.park(node, failure.error, may_be_cured=isinstance(exc, CURABLE))
             _log.warning("parked", path=path, step=step_name(step), cause=exc)
             return
         else:
@@ -361,6 +369,7 @@ class Engine:
 
     def health_changed(self) -> None:
         """The remote answers again, or another credential is there: what failed is tried at once."""
+        self._parking.try_soon()
         self._forgive()
         self._tell_workers()
 
@@ -373,48 +382,33 @@ class Engine:
 
     # -- parked work --------------------------------------------------------------------------------------------------
 
-    def park(self, node: Node, error: str) -> None:
-        """Keeps the node's work, shown and not retried, until `unpark`."""
-        now = self._nodes.now()[1]
-        self.parkings += 1
-        self._parked_at[node.ino] = self.parkings
-        self._parked[node.ino] = (error, now)
-        self._parked_as[node.ino] = node.changed_at
+    def park(self, node: Node, error: str, *, may_be_cured: bool) -> None:
+        """Keeps the node's work, shown and not sent, until `unpark`; what the remote may come to allow is tried again."""
         self._failures.pop(node.ino, None)
-        with self._nodes.database.transaction() as change:
-            change.execute(
-                "INSERT INTO work (ino, parked, error, at) VALUES (?, 1, ?, ?)"
-                " ON CONFLICT (ino) DO UPDATE SET parked = 1, error = excluded.error, at = excluded.at",
-                (node.ino, error, now),
-            )
+        self._parking.park(node, error, may_be_cured=may_be_cured, clock=trio.current_time())
         self._emit("parked", self._nodes.local_path(node), error=error)
+        self._look_at = min(self._look_at, self._parking.next_trial)
 
     def unpark(self, ino: int) -> None:
         """The node's work is tried again now."""
-        self._parked_as.pop(ino, None)
-        self._parked_at.pop(ino, None)
-        if self._parked.pop(ino, None) is not None:
-            with self._nodes.database.transaction() as change:
-                change.execute("UPDATE work SET parked = 0 WHERE ino = ?", (ino,))
+        if self._parking.unpark(ino):
             self._look_soon()
 
-    def parked_nodes(self) -> list[tuple[Node, str, float]]:
-        """(node, why, seconds since 1970 since when) of everything that is parked."""
-        found = []
-        for ino, (error, at) in list(self._parked.items()):
-            node = self._nodes.database.get(ino)
-            if node is None or not node.to_send:
-                self._parked.pop(ino)
-                continue
-            found.append((node, error, at))
-        return found
+    def try_parked(self) -> None:
+        """Somebody says that the remote may be another by now: what it denied is tried again soon."""
+        self._parking.try_soon()
+        self._look_soon()
+
+    def parked_nodes(self) -> list[Node]:
+        return [node for node, _ in self._parking.items()]
 
     def parked(self, mount: str) -> list[ParkedItem]:
         return [
             ParkedItem(
-                mount=mount, path=self._nodes.local_path(node), step=_kind_of_work(node), size=node.size, error=error, at=at
+                mount=mount, path=self._nodes.local_path(node), step=_kind_of_work(node), size=node.size, error=work.error,
+                at=work.at,
             )
-            for node, error, at in self.parked_nodes()
+            for node, work in self._parking.items()
         ]  # fmt: skip
 
     def all_stuck(self, nodes: Iterable[Node]) -> bool:
@@ -429,14 +423,10 @@ class Engine:
         if node.removed and node.base_parent is not None:
             at = self._nodes.database.child(node.base_parent, node.base_name) or node
         while at is not None and at.ino != ROOT_INODE:
-            if at.ino in self._parked and not self._is_another_since_parked(at):
-                return self._parked[at.ino][0]
+            if at.ino in self._parking and not self._parking.is_another(at):
+                return self._parking.error(at.ino)
             at = None if at.parent is None else self._nodes.database.get(at.parent)
         return None
-
-    def _is_another_since_parked(self, node: Node) -> bool:
-        """Whether it has other bytes or another name than when it was parked: then it is worth another try."""
-        return node.changed_at != self._parked_as.setdefault(node.ino, node.changed_at)
 
     # -- waiting for safety -------------------------------------------------------------------------------------------
 
@@ -504,7 +494,7 @@ class Engine:
         return len(self._running)
 
     def state(self, node: Node) -> FileState | None:
-        if node.ino in self._parked and node.to_send:
+        if node.ino in self._parking and node.to_send:
             return FileState.PARKED
         step = self._running.get(node.ino)
         if isinstance(step, Upload):
@@ -512,12 +502,14 @@ class Engine:
         row = self._nodes.database.connection.execute("SELECT 1 FROM conflicts WHERE ino = ?", (node.ino,)).fetchone()
         return FileState.CONFLICT if row else None
 
+    @property
+    def parkings(self) -> int:
+        """How often something was parked since the start."""
+        return self._parking.count
+
     def write_error(self, node: Node) -> tuple[int, str] | None:
         """Of a file whose bytes, as they are now, were parked since the start: which parking that was, and why."""
-        number = self._parked_at.get(node.ino)
-        if number is None or node.ino not in self._parked or not node.unsent or self._is_another_since_parked(node):
-            return None
-        return number, self._parked[node.ino][0]
+        return self._parking.write_error(node)
 
     def failure(self, node: Node) -> Failure | None:
         return self._failures.get(node.ino)
@@ -534,7 +526,7 @@ class Engine:
             due_at = self._due_at(node, now, clock)
             state = (
                 "running" if step is not None
-                else "parked" if node.ino in self._parked
+                else "parked" if node.ino in self._parking
                 else "retrying" if failure is not None
                 else "open" if node.ino in self._nodes.writers
                 else "waiting"
@@ -546,7 +538,7 @@ class Engine:
                     size=node.size if node.kind is Kind.FILE else 0, sent=self._steps.sent(node),
                     due_in=0.0 if due_at == float("inf") else max(0.0, due_at - clock),
                     attempts=failure.attempts if failure else 0,
-                    error=failure.error if failure else self._parked.get(node.ino, ("", 0))[0],
+                    error=failure.error if failure else self._parking.error(node.ino) or "",
                 )
             )  # fmt: skip
         return items, len(unsent)

@@ -221,7 +221,8 @@ def test_a_password_revoked_in_mid_upload_keeps_the_file_and_the_right_one_sends
 
 
 @pytest.mark.expects_log("parked|refused|403|[Ff]orbidden|could be sent|not changed")
-def test_a_read_only_server_parks_what_is_written_and_takes_it_when_it_is_cured(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["asked to", "restart"])
+def test_a_read_only_server_parks_what_is_written_and_takes_it_when_it_is_cured(how: str, tmp_path: Path) -> None:
     flag = tmp_path / "read-only"
     methods = "%{REQUEST_METHOD} =~ m#^(PUT|DELETE|MOVE|COPY|MKCOL|PROPPATCH)$#"
     extra = f'<If "{methods} && -f \'{flag}\'">\n    Require all denied\n  </If>'
@@ -248,8 +249,12 @@ def test_a_read_only_server_parks_what_is_written_and_takes_it_when_it_is_cured(
             assert (mount / "made" / "new.bin").read_bytes() == pattern(0, MIB)
             assert (server.root / "old.txt").read_text() == "as the server has it"
             flag.unlink()
-            assert daemon.ctl("parked", "retry").returncode == 0
-            daemon.sync()
+            if how == "asked to":
+                assert daemon.ctl("parked", "retry").returncode == 0
+            else:
+                daemon.terminate()
+                daemon.start()
+            eventually(lambda: daemon.status("dav").unsent_files + daemon.status("dav").parked == 0, 60, "nothing is left")
             assert (server.root / "old.txt").read_text() == "edited here"
             assert (server.root / "made" / "new.bin").read_bytes() == pattern(0, MIB)
             assert not (server.root / "removed.txt").exists()

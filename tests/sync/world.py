@@ -29,10 +29,12 @@ from nbmountd.disk.database import Node, Transaction
 from nbmountd.disk.state import open_state
 from nbmountd.errors import (
     NbmountdError,
+    RemoteDenied,
     RemoteError,
     RemoteFull,
     RemoteLocked,
     RemoteProtocolError,
+    RemoteTooLarge,
     RemoteUnavailable,
     Unauthenticated,
     VersionMismatch,
@@ -189,6 +191,10 @@ class Flaky:
             raise VersionMismatch("412")
         if kind == "full":
             raise RemoteFull("507")
+        if kind == "denied":
+            raise RemoteDenied("403")
+        if kind == "too large":
+            raise RemoteTooLarge("413")
         if kind == "nonsense":
             raise RemoteProtocolError("nonsense", in_doubt=change)
         if kind == "hang":
