@@ -20,7 +20,7 @@ from cachetools import LRUCache
 
 from nbmountd.disk.budget import Budget
 from nbmountd.disk.content import Content, ContentStore
-from nbmountd.disk.database import Node
+from nbmountd.disk.database import Node, Transaction
 from nbmountd.errors import (
     AccessDenied,
     CrossDevice,
@@ -411,7 +411,15 @@ class FileSystem:
             values |= {"unsent_attributes": unsent, "changed_at": now}
         with self.nodes.transaction() as change:
             change.update(node, **values)
+            if wanted.mtime_ns is not None or "mode" in values:
+                self._unsent_of_further_names(change, node, unsent, now)
         return node
+
+    def _unsent_of_further_names(self, change: Transaction, node: Node, bits: int, now: float) -> None:
+        """On the remote every name of a file is a file of its own: what is to be told of one is to be told of all."""
+        for alias in self.nodes.database.aliases(node.ino) if self.nodes.aliases[node.ino] else ():
+            if not alias.local_only:
+                change.update(alias, unsent_attributes=alias.unsent_attributes | bits, changed_at=now)
 
     def atime_ns(self, node: Node) -> int:
         """When the file was last read, as far as a program has said so."""
@@ -508,6 +516,7 @@ class FileSystem:
         unsent = node.unsent_attributes | (UNSENT_XATTRS if self.nodes.capabilities.native_xattrs else 0)
         with self.nodes.transaction() as change:
             change.update(node, xattrs=xattrs, unsent_attributes=unsent, changed_at=now, ctime_ns=now_ns)
+            self._unsent_of_further_names(change, node, unsent, now)
             self.repeats.note(change, 0)
 
     def state(self, node: Node) -> FileState:
@@ -690,6 +699,7 @@ class FileSystem:
 
     async def refresh_now(self, node: Node | None) -> None:
         """Forgets how fresh things are, and lists the directory of `node` (or the root) at once. Raises RemoteError."""
+        await self.nodes.wait_settled()
         self.refresh.forget()
         self.quota_wanted.set()
         directory = self.nodes.database.root if node is None else node

@@ -91,6 +91,8 @@ class Nodes:
         """Set, and replaced, whenever there is something new to send."""
         self.working: Counter[int] = Counter()
         """Steps of ours that are under way for a node: it must not go before they know how they ended."""
+        self.settling: set[int] = set()
+        """Of those, nodes of which base says already what the step did: only our own bytes are still being put in order."""
         self.doubts = Doubts(database)
         self.observers: list[Callable[[str, Node], None]] = []
         self.orphans: dict[int, int] = {
@@ -177,6 +179,12 @@ class Nodes:
             yield change
         self.wake()
 
+    async def wait_settled(self) -> None:
+        """Returns when no file that is safe by now is still hidden from listings by the step that made it so."""
+        waited = set(self.settling)
+        while waited := waited & self.settling:
+            await self.changed.wait()
+
     def wake(self) -> None:
         self.changed.set()
         self.changed = trio.Event()
@@ -205,7 +213,7 @@ class Nodes:
         self.aliases[node.ino] -= 1
         taken: dict[str, Any] = {}
         if "base_parent" in values and alias.base_parent is not None and not alias.unsent:  # the same bytes are there
-            taken = {key: getattr(alias, key) for key in _BASE}
+            taken = {key: getattr(alias, key) for key in (*_BASE, "unsent_attributes")}
             change.execute(
                 "UPDATE cached SET version = ? WHERE ino = ? AND version = ?", (alias.base_version, node.ino, node.base_version)
             )

@@ -161,6 +161,7 @@ class Steps:
         finally:
             for parent, name in names:
                 self._nodes.touch(parent, name, running=False)
+            self._nodes.settling.discard(node.ino)
             self._nodes.working[node.ino] -= 1
             if not self._nodes.working[node.ino]:
                 del self._nodes.working[node.ino]
@@ -184,7 +185,7 @@ class Steps:
         try:
             snapshot = self._earlier_snapshot(node, content, layers)
             entry = None
-            attributes, version = self._attributes(self._nodes.owner(node)), None
+            attributes, version = self._attributes(node), None
             if snapshot is not None:
                 place, version = self._target(step, replaced)
                 entry = await self._settle.arrived(place, version, snapshot)
@@ -306,7 +307,7 @@ class Steps:
         """The remote has the snapshot: base moves, its layers become the cached base version."""
         newer = content.layers[len(snapshot.layers) :]
         if node.link_of is not None:
-            self._confirm_alias(step, node, entry, snapshot.size, unsent=bool(newer))
+            self._confirm_alias(step, node, entry, snapshot.size, attributes, unsent=bool(newer))
             return
         with self._nodes.transaction() as change:
             for layer in snapshot.layers:
@@ -316,11 +317,12 @@ class Steps:
             change.update(
                 node, base_parent=step.at.parent, base_name=step.at.name, unsent=bool(newer), size=node.size,
                 mtime_ns=node.mtime_ns, ctime_ns=node.ctime_ns,
-                unsent_attributes=_left(node, attributes) | _lacking(entry, attributes),
+                unsent_attributes=_left(node, node, attributes) | _lacking(entry, attributes),
                 **base_values(self._nodes, entry)
                 | {"base_size": snapshot.size, "writable": node.writable, "removable": node.removable},
             )  # fmt: skip
             change.execute("DELETE FROM work WHERE ino = ?", (node.ino,))
+        self._nodes.settling.add(node.ino)
         absorption = self._store.begin_absorb(content, snapshot.layers, size=snapshot.size)
         try:
             with trio.CancelScope(shield=True):
@@ -335,25 +337,28 @@ class Steps:
                 old.stale = True
             self._nodes.drop_if_unused(replaced)
 
-    def _confirm_alias(self, step: Upload, node: Node, entry: Entry, size: int, *, unsent: bool) -> None:
+    def _confirm_alias(
+        self, step: Upload, node: Node, entry: Entry, size: int, attributes: Attributes, *, unsent: bool
+    ) -> None:
         """The remote has the file under a further name; the layers stay for the name that owns them."""
         with self._nodes.transaction() as change:
             if step.replaces is not None:
                 change.update(self._nodes.get(step.replaces), base_parent=None)
             change.update(
-                node, base_parent=step.at.parent, base_name=step.at.name, unsent=unsent, unsent_attributes=0,
+                node, base_parent=step.at.parent, base_name=step.at.name, unsent=unsent,
+                unsent_attributes=_left(node, self._nodes.owner(node), attributes) | _lacking(entry, attributes),
                 **(base_values(self._nodes, entry) | {"base_size": size}),
             )  # fmt: skip
         if step.replaces is not None:
             self._nodes.drop_if_unused(self._nodes.get(step.replaces))
 
     def _attributes(self, node: Node) -> Attributes:
-        """What goes along with a step."""
-        can = self._nodes.capabilities
+        """What goes along with a step: of a further name, what the file has that it is a name of."""
+        can, owner = self._nodes.capabilities, self._nodes.owner(node)
         return Attributes(
-            mode=node.mode if can.native_mode else None,
-            mtime_ns=node.mtime_ns if can.native_mtime else None,
-            xattrs=node.xattrs if can.native_xattrs and (node.xattrs or node.unsent_attributes & UNSENT_XATTRS) else None,
+            mode=owner.mode if can.native_mode else None,
+            mtime_ns=owner.mtime_ns if can.native_mtime else None,
+            xattrs=owner.xattrs if can.native_xattrs and (owner.xattrs or node.unsent_attributes & UNSENT_XATTRS) else None,
         )
 
     # -- questions ----------------------------------------------------------------------------------------------------
@@ -437,7 +442,8 @@ class Steps:
         with self._nodes.transaction() as change:
             change.update(
                 node, base_parent=at.parent, base_name=at.name,
-                unsent_attributes=_left(node, attributes) | _lacking(entry, attributes), **base_values(self._nodes, entry),
+                unsent_attributes=_left(node, node, attributes) | _lacking(entry, attributes),
+                **base_values(self._nodes, entry),
             )  # fmt: skip
 
     async def _move(self, step: Move, node: Node) -> None:
@@ -508,7 +514,7 @@ class Steps:
             return
         values = await self._values_after(node, place, entry, sent_mtime_ns=attributes.mtime_ns)
         with self._nodes.transaction() as change:
-            self._rebase(change, node, values | {"unsent_attributes": _left(node, attributes)})
+            self._rebase(change, node, values | {"unsent_attributes": _left(node, self._nodes.owner(node), attributes)})
 
     async def _values_after(
         self, node: Node, place: Place, entry: Entry, *, sent_mtime_ns: int | None = None
@@ -535,14 +541,14 @@ class Steps:
                 content.fetched_unsaved = True
 
 
-def _left(node: Node, sent: Attributes) -> int:
-    """The bits of `unsent_attributes` of what is still other than what was sent."""
+def _left(node: Node, owner: Node, sent: Attributes) -> int:
+    """The bits of `unsent_attributes` of `node` of what `owner`, which has its attributes, has other than was sent."""
     left = node.unsent_attributes
-    if sent.mode == node.mode:
+    if sent.mode == owner.mode:
         left &= ~UNSENT_MODE
-    if sent.mtime_ns == node.mtime_ns:
+    if sent.mtime_ns == owner.mtime_ns:
         left &= ~UNSENT_MTIME
-    if sent.xattrs is not None and dict(sent.xattrs) == node.xattrs:
+    if sent.xattrs is not None and dict(sent.xattrs) == owner.xattrs:
         left &= ~UNSENT_XATTRS
     return left
 

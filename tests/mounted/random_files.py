@@ -1,11 +1,12 @@
 """Random operations on a few files of a mount, each compared with a model of bytes.
 
 It is driven from outside: test_random_operations.py says how many operations, with which seed, over which server. Everything
-random comes from the one generator, so a seed is a reproduction (but for what runs beside: uploads and listings).
+random comes from the one generator, so a seed is a reproduction (but for what runs beside: uploads, listings, other seeds).
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import random
@@ -19,6 +20,11 @@ from tests.mounted.conftest import Rig
 LARGEST = 700_000
 """Bytes; some blocks of whatever size a layer below may have, and nothing that takes time."""
 PAGE = 4096
+OFTEN = 1500
+"""Operations up to which whatever waits for the server comes as often as its weight says. In longer runs it comes more seldom,
+by the square root: Apache lets a client wait a second after each upload, and uploads go on beside the operations anyway."""
+RENAME_EXCHANGE = 2
+AT_FDCWD = -100
 
 
 class Mismatch(AssertionError):
@@ -58,13 +64,19 @@ class RandomFiles:
             self.read: 20, self.write: 24, self.append: 5, self.mapped_read: 5, self.mapped_write: 8, self.zero: 4,
             self.truncate: 6, self.truncate_by_path: 3, self.reopen: 6, self.fsync: 3, self.drop_pages: 2,
             self.read_all: 1, self.copy_from: 2, self.rename_over: 0.8, self.remove: 0.4, self.replace_by_rename: 0.8,
-            self.refresh: 0.5, self.sync: 0.25, self.sync_and_evict: 0.25, self.remote_change: 0.2,
+            self.scattered_write: 2, self.gathered_read: 2, self.direct: 1.5, self.send: 1, self.exchange: 0.5,
+            self.second_name: 0.5, self.refresh: 0.5,
+        }  # fmt: skip
+        self._waiting: dict[Callable[[File], str], float] = {
+            self.sync: 0.25, self.sync_and_evict: 0.25, self.remote_change: 0.2,
         }  # fmt: skip
 
     def run(self, operations: int, *, kills: int = 0) -> None:
         """Does so many operations, and kills the mount's worker in so many of them; then compares everything."""
-        names = list(self._choices)
-        weights = list(self._choices.values())
+        seldom = min(1.0, (OFTEN / max(operations, 1)) ** 0.5)
+        choices = {**self._choices, **{operation: weight * seldom for operation, weight in self._waiting.items()}}
+        names = list(choices)
+        weights = list(choices.values())
         to_kill = set(self.random.sample(range(operations), kills))
         for number in range(operations):
             file = self.random.choice(self.files)
@@ -261,6 +273,82 @@ class RandomFiles:
         file.close()
         file.model = bytearray()
         return ""
+
+    def scattered_write(self, file: File) -> str:
+        """Several buffers at once, at odd lengths."""
+        start, size = self.place(file, beyond=True)
+        parts = [self.content(length)[:length] for length in (size // 3, 1, size // 2)]
+        if start + sum(map(len, parts)) > LARGEST:
+            return "not: it is full"
+        assert os.pwritev(file.opened(), parts, start) == sum(map(len, parts))
+        self.put(file, start, b"".join(parts))
+        return f"{start} + {sum(map(len, parts))}"
+
+    def gathered_read(self, file: File) -> str:
+        start, size = self.place(file, beyond=True)
+        buffers = [bytearray(size // 3), bytearray(1), bytearray(size // 2)]
+        count = os.preadv(file.opened(), buffers, start)
+        self.check(file, start, b"".join(buffers)[:count], sum(map(len, buffers)))
+        return f"{start} + {count}"
+
+    def direct(self, file: File) -> str:
+        """Past the page cache, in whole pages, while the same file is open with it."""
+        page = self.random.randrange(LARGEST // PAGE)
+        count = self.random.randint(1, 20) * PAGE
+        file.opened()
+        fd = os.open(file.path, os.O_RDWR | os.O_DIRECT)
+        try:
+            with mmap.mmap(-1, count) as buffer:
+                if self.random.random() < 0.5:
+                    got = os.preadv(fd, [buffer], page * PAGE)
+                    self.check(file, page * PAGE, buffer[:got], count)
+                    return f"read {page * PAGE} + {got}"
+                buffer[:] = self.content(count)[:count]
+                assert os.pwritev(fd, [buffer], page * PAGE) == count
+                self.put(file, page * PAGE, buffer[:])
+                return f"write {page * PAGE} + {count}"
+        finally:
+            os.close(fd)
+
+    def send(self, file: File) -> str:
+        """sendfile(2) from one file to the end of another."""
+        other = self.random.choice(self.files)
+        if other is file or not other.model:
+            return "not"
+        start, size = self.place(other, beyond=False)
+        if len(file.model) + size > LARGEST:
+            return "not: it is full"
+        os.lseek(file.opened(), 0, os.SEEK_END)
+        sent = os.sendfile(file.opened(), other.opened(), start, size)
+        self.put(file, len(file.model), bytes(other.model[start : start + sent]))
+        return f"{other.path.name} {start} + {sent}"
+
+    def exchange(self, file: File) -> str:
+        """Two names change their files, which both stay open."""
+        other = self.random.choice(self.files)
+        if other is file:
+            return "not"
+        file.opened()
+        other.opened()
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.renameat2(AT_FDCWD, os.fsencode(file.path), AT_FDCWD, os.fsencode(other.path), RENAME_EXCHANGE):
+            raise OSError(ctypes.get_errno(), "renameat2", str(file.path))
+        file.model, other.model = other.model, file.model
+        file.fd, other.fd = other.fd, file.fd
+        return f"with {other.path.name}"
+
+    def second_name(self, file: File) -> str:
+        """A hard link through which something is written, and which is removed again."""
+        file.opened()
+        second = file.path.with_name("second")
+        os.link(file.path, second)
+        with second.open("r+b", buffering=0) as through:
+            content = self.content(300)[:300]
+            start = self.random.randrange(len(file.model) + 1)
+            os.pwrite(through.fileno(), content, start)
+        self.put(file, start, content)
+        second.unlink()
+        return f"{start} + {len(content)}"
 
     # -- from outside -------------------------------------------------------------------------------------------------
 

@@ -43,6 +43,20 @@ def grow(place: Path) -> None:
     os.link(place / "plain", place / "second name")
 
 
+def link_later(place: Path) -> None:
+    """Further names of files, across directories too."""
+    os.link(place / "script", place / "a" / "run it")
+    os.link(place / "plain", place / "third name")
+
+
+def change_later(place: Path) -> None:
+    """What is done to a file with several names when all of them have been sent is to be told of each name."""
+    (place / "a" / "run it").chmod(0o700)
+    os.setxattr(place / "third name", "user.later", b"of all names")
+    os.utime(place / "second name", ns=(LONG_AGO, LONG_AGO + 7 * 10**9))
+    (place / "plain").unlink()
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     base = tmp_path_factory.mktemp("two-containers")
@@ -55,8 +69,13 @@ def original(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) ->
     """The same tree on the local disk; and the first container has written its own, and is gone."""
     local = tmp_path_factory.mktemp("original")
     grow(local)
+    link_later(local)
+    change_later(local)
     with daemon_over({"cloud": webdav_mount(server)}) as daemon:
         grow(daemon.path("cloud"))
+        link_later(daemon.path("cloud"))
+        daemon.sync()
+        change_later(daemon.path("cloud"))
         daemon.sync()
     return local
 
@@ -97,7 +116,8 @@ def test_modes_come_back(second: Daemon, original: Path) -> None:
 
 def test_mtimes_come_back_to_the_second(second: Daemon, original: Path) -> None:
     def set_times(place: Path) -> dict[str, int]:
-        return {name: int((place / name).stat().st_mtime) for name in ("plain", "empty", "large", "a/b/c/deep")}
+        names = ("second name", "third name", "empty", "large", "a/b/c/deep")
+        return {name: int((place / name).stat().st_mtime) for name in names}
 
     assert set_times(second.path("cloud")) == set_times(original)
 
@@ -110,7 +130,7 @@ def test_symlinks_come_back(second: Daemon, original: Path) -> None:
 
 def test_extended_attributes_come_back(second: Daemon, original: Path) -> None:
     def attributes(place: Path) -> dict[str, dict[str, bytes]]:
-        names = ("plain", "a", "second name")
+        names = ("a", "second name", "third name")
         return {name: {key: os.getxattr(place / name, key) for key in os.listxattr(place / name)} for name in names}
 
     assert attributes(second.path("cloud")) == attributes(original)

@@ -15,7 +15,7 @@ from nbmountd.disk.database import Node
 from nbmountd.errors import LocalError, NotFound, RemoteError, StaleFile
 from nbmountd.fs.filesystem import SetAttributes
 from nbmountd.fs.rules import TABLE, Here, There, as_markdown, decide
-from nbmountd.model import Capabilities, Kind
+from nbmountd.model import Capabilities, Entry, Kind, Place
 from tests.sync.world import World, running
 
 Story = Callable[[World], Awaitable[None]]
@@ -82,6 +82,43 @@ def test_an_edit_on_both_sides_keeps_both(tmp_path: Path) -> None:
 
     assert world.remote.read("a.txt") == b"theirs"
     assert copies(world) == [b"ours"]
+
+
+def test_a_refresh_shows_what_others_wrote_just_after_ours_was_safe(tmp_path: Path) -> None:
+    """Also while the sent bytes are still being put in order here, for which no thread is free for a while."""
+
+    async def story(world: World) -> None:
+        limiter = trio.to_thread.current_default_thread_limiter()
+        takers: list[object] = []
+
+        async def answer() -> Entry:
+            world.remote.put("a.txt", b"ours")
+            while limiter.available_tokens:
+                takers.append(taker := object())
+                limiter.acquire_on_behalf_of_nowait(taker)
+                world.time.blocked_threads += 1
+            return await world.memory.stat(Place(("a.txt",)))
+
+        async def release() -> None:
+            await trio.sleep(1)
+            for taker in takers:
+                limiter.release_on_behalf_of(taker)
+                world.time.blocked_threads -= 1
+
+        await world.fs.refresh_now(None)
+        world.flaky.answer_with("upload", answer)
+        node = await world.write_file("a.txt", b"ours")
+        while node.to_send:
+            await world.nodes.changed.wait()
+        world.remote.put("a.txt", b"theirs")
+        world.nursery.start_soon(release)
+
+        await world.fs.refresh_now(None)
+
+        seen = world.nodes.find("a.txt")
+        assert seen is not None and seen.size == len(b"theirs")
+
+    assert tell(tmp_path, story).remote.tree() == {"a.txt": b"theirs"}
 
 
 def test_the_same_edit_on_both_sides_is_no_conflict(tmp_path: Path) -> None:
