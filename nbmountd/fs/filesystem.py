@@ -123,6 +123,8 @@ class FileSystem:
         return self.nodes.get(ino)
 
     async def open_directory(self, ino: int) -> None:
+        if self.nodes.get(ino).removed:
+            return  # somebody's working directory still, and empty
         directory = self.nodes.directory(ino)
         await self.refresh.ensure_fresh(directory)
         self.refresh.opened(directory)

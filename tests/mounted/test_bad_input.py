@@ -19,6 +19,7 @@ from tests.servers import ApacheServer, WsgiDAVServer
 from tests.servers.broken import CONTENT, BrokenServer
 
 LARGE = bool(os.environ.get("NBMOUNTD_TEST_LARGE"))
+pytestmark = [pytest.mark.timeout(1200)] if LARGE else []
 DEADLINE = 4.0
 """`request_deadline` of the mounts here, in seconds; what takes longer hangs."""
 

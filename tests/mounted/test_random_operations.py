@@ -23,6 +23,9 @@ SEEDS = [int(seed) for seed in os.environ.get("NBMOUNTD_TEST_SEEDS", "1 2 3 4").
 SERVER = os.environ.get("NBMOUNTD_TEST_RANDOM_SERVER", "apache")
 EACH = OPERATIONS // len(SEEDS)
 
+LISTINGS_THAT_FAIL = ("degraded.*PROPFIND.*500",) if SERVER == "wsgidav" else ()
+"""wsgidav says 500 when a file is replaced behind its back while it lists."""
+
 pytestmark = pytest.mark.timeout(240 + OPERATIONS // 50)
 
 
@@ -50,6 +53,7 @@ def run_side_by_side(rig: Rig, seeds: list[int], operations: int, *, kills: int 
     return worlds
 
 
+@pytest.mark.expects_log(*LISTINGS_THAT_FAIL)
 def test_every_read_gives_what_was_written_and_the_server_gets_it(restless: Rig) -> None:
     worlds = run_side_by_side(restless, SEEDS, EACH)
 
@@ -58,7 +62,7 @@ def test_every_read_gives_what_was_written_and_the_server_gets_it(restless: Rig)
     assert (restless.status.parked, restless.status.conflicts) == (0, 0)
 
 
-@pytest.mark.expects_log("worker.*(died|ended|SIGKILL)", "restart")
+@pytest.mark.expects_log("worker.*(died|ended|SIGKILL)", "restart", *LISTINGS_THAT_FAIL)
 @pytest.mark.parametrize("seed", [seed + 1000 for seed in SEEDS[:2]])
 def test_no_byte_is_lost_or_mixed_when_the_worker_is_killed(restless: Rig, seed: int) -> None:
     [world] = run_side_by_side(restless, [seed], EACH // 8, kills=2)

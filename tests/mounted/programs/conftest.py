@@ -15,10 +15,18 @@ from tests.mounted.conftest import Rig
 from tests.mounted.kernel import same_tree
 
 LARGE = bool(os.environ.get("NBMOUNTD_TEST_LARGE"))
-LIMIT = 120
+LIMIT = 900 if LARGE else 120
 """Seconds that a program may take."""
 
 Run = Callable[..., str]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The large edition takes its time."""
+    here = Path(__file__).parent
+    for item in items:
+        if LARGE and here in item.path.parents:
+            item.add_marker(pytest.mark.timeout(2 * LIMIT))
 
 
 def sized(small: int, large: int) -> int:
@@ -35,7 +43,7 @@ def folder(apache: Rig, request: pytest.FixtureRequest) -> Iterator[Rig]:
 
     yield rig
 
-    rig.daemon.sync(rig.mount, timeout=100)
+    rig.daemon.sync(rig.mount, timeout=LIMIT - 20)
     assert [line for line in same_tree(rig.mount, rig.root) if not _stays_here(rig, line)] == []
     assert (rig.status.parked, rig.status.conflicts) == (0, 0)
 

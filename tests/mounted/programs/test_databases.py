@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.conftest import Rig
-from tests.mounted.programs.conftest import sized
+from tests.mounted.programs.conftest import LIMIT, sized
 
 WRITER = """if True:
     import sqlite3, sys
@@ -41,7 +41,7 @@ def test_two_processes_write_and_the_database_is_whole(folder: Rig, journal: str
 
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, name, str(count)]) for name in ("one", "two")]
     for writer in writers:
-        assert writer.wait(120) == 0
+        assert writer.wait(LIMIT) == 0
 
     kept = [number for number in range(count) if number % 7 != 6]
     deleted = {number - 5 for number in kept if number % 10 == 9}
