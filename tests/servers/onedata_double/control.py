@@ -197,6 +197,10 @@ class Control:
     def do_streams(self) -> int:
         return sum(provider.streams for provider in self._providers.values())
 
+    def do_cpu(self) -> float:
+        """Seconds of CPU that the double has used."""
+        return time.process_time()
+
     def do_clear(self) -> None:
         with self._shared.lock:
             self._shared.faults.clear()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .access import check_space
-from .attributes import all_attributes
+from .attributes import ATTRIBUTES, Shown
 from .refusal import bad_value, posix
 from .server import Request, Response
 from .world import Event, Token
@@ -77,8 +77,8 @@ def _told(provider: Provider, event: Event, attributes: list[str]) -> dict[str, 
     }
     node = provider.view.nodes.get(event.uuid)
     if event.kind == "changedOrCreated" and node is not None:
-        everything = all_attributes(provider.world, provider.view, node, node.name)
-        told["attributes"] = {key: everything[key] for key in attributes if key in everything}
+        shown = Shown(provider.world, provider.view, node, node.name)
+        told["attributes"] = {key: ATTRIBUTES[key](shown) for key in attributes if key in ATTRIBUTES}
     return told
 
 

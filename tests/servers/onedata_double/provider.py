@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .access import authenticate, check_file, check_space, check_writable, token_of
-from .attributes import chosen_attributes
+from .attributes import choice_of
 from .cdmi import cdmi_put
 from .content import download, write_body
 from .events import stream_events
@@ -171,7 +171,7 @@ class Provider:
         highest = 10_000 if self.number >= (21, 2, 4) else 1000
         limit = _integer(asked, "limit", 1000, 1, highest)
         if node.type != "DIR":
-            child = chosen_attributes(self.world, self.view, node, asked, self.number, child=node.name)
+            child = choice_of(self.world, self.view, asked, self.number, listing=True)(node, node.name)
             return json_response({"children": [child], "isLast": True, "nextPageToken": _token(b"")})
         with self.world.lock:
             listing = self.view.listing(node.uuid)
@@ -186,10 +186,8 @@ class Provider:
                     raise bad_value("badValueString", "index")
                 start = self.view.position(node.uuid, str(asked["index"]).encode())
             page = listing[start : start + limit]
-            children = [
-                chosen_attributes(self.world, self.view, child, asked, self.number, child=name.decode())
-                for name, child in page
-            ]
+            choose = choice_of(self.world, self.view, asked, self.number, listing=True)
+            children = [choose(child, name.decode()) for name, child in page]
             last = start + limit >= len(listing)
             token_text = _token(page[-1][0] if page else b"")
         return json_response({"children": children, "isLast": last, "nextPageToken": token_text})
@@ -203,9 +201,10 @@ class Provider:
             after = str(asked.get("token") or asked.get("start_after") or "")
             found = [item for item in found if item[0] > after and item[0].startswith(str(asked.get("prefix", "")))]
             page = found[:limit]
+            choose = choice_of(self.world, self.view, asked, self.number)
             files = [
                 {"fileId": child.id, "path": path}
-                | (chosen_attributes(self.world, self.view, child, asked, self.number) if "attributes" in asked else {})
+                | (choose(child, child.name) if "attributes" in asked else {})
                 for path, _, child in page
                 if child.type != "DIR" or asked.get("include_directories")
             ]
@@ -225,7 +224,7 @@ class Provider:
         asked = request.json()
         with self.world.lock:
             _, node = self.find(token, request.segments[4])
-            return json_response(chosen_attributes(self.world, self.view, node, asked, self.number))
+            return json_response(choice_of(self.world, self.view, asked, self.number)(node, node.name))
 
     def _set_attributes(self, token: Token, request: Request) -> Response:
         asked = request.json()
