@@ -31,7 +31,9 @@ from nbmountd import __version__
 from tests.mounted.kernel import same_tree
 from tests.servers import FakeNextcloud
 
-ALL_ROWS = {**ROWS, **latency.ROWS}
+INSIDE = ("counts", "workspace", "datahub", "fuzz")
+"""What is measured of nbmountd alone, or beside others than rclone."""
+ALL_ROWS = [*ROWS, *INSIDE, *latency.ROWS]
 
 
 def main() -> int:
@@ -53,12 +55,15 @@ def main() -> int:
         report = Report([system.name for system in systems])
         for name in [name for name in arguments.rows if name in ROWS]:
             run_row(ROWS[name], systems, server, scale, arguments.repetitions, report, console)
-        if arguments.inside:
-            inside = look_inside(systems[0], QUICK_SECONDS if arguments.quick else SECONDS, console)
+        if "counts" in arguments.rows:
+            inside |= look_inside(systems[0], QUICK_SECONDS if arguments.quick else SECONDS, console)
+        if "workspace" in arguments.rows:
             inside["workspace"] = workspace.measure(new(home / "workspace"), QUICK_CLONED if arguments.quick else CLONED)
             workspace.show(inside["workspace"], console)
+        if "datahub" in arguments.rows:
             inside["datahub"] = datahub.measure(new(home / "datahub"), 1 if arguments.quick else datahub.TURNS)
             datahub.show(inside["datahub"], console)
+        if "fuzz" in arguments.rows:
             inside["fuzz"] = endure(QUICK_INPUTS if arguments.quick else INPUTS, console)
         if slow := [name for name in arguments.rows if name in latency.ROWS]:
             inside["latency"] = run_slow(slow, home, latency.QUICK if arguments.quick else latency.Scale(), console)
@@ -159,13 +164,15 @@ def about(arguments: argparse.Namespace) -> dict[str, object]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--rows", type=rows, default=list(ALL_ROWS), help=f"which of {','.join(ALL_ROWS)}; default all")
+    parser.add_argument("--rows", type=rows, default=ALL_ROWS, help=f"which of {','.join(ALL_ROWS)}; default all")
     parser.add_argument("--quick", action="store_true", help="smaller sizes, one repetition")
     parser.add_argument("--repetitions", type=int, help="default 3, or 1 with --quick")
-    parser.add_argument("--no-inside", dest="inside", action="store_false", help="no counting of requests, killing, fuzzing")
+    parser.add_argument("--no-inside", dest="inside", action="store_false", help=f"none of {','.join(INSIDE)}")
     parser.add_argument("--json", help="write everything measured to this file, too")
     parser.add_argument("--directory", help="a directory on the disk to use; default the system's temporary one")
     arguments = parser.parse_args()
+    if not arguments.inside:
+        arguments.rows = [name for name in arguments.rows if name not in INSIDE]
     arguments.repetitions = arguments.repetitions or (1 if arguments.quick else 3)
     return arguments
 
