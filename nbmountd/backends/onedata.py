@@ -146,6 +146,8 @@ class OnedataBackend:
     async def _entries(self, space: Space, names: Names, place: Place, children: Sequence[Told]) -> Entries:
         found = []
         annotated = 0
+        plain: dict[str, bytes] | None = {} if space.client.new_names else None
+        depth, writable = self._depth(names) + 1, self._is_writable(space)
         for told in children:
             name = told.name or ""
             if name in ("", ".", "..") or "/" in name or "\0" in name:
@@ -154,12 +156,16 @@ class OnedataBackend:
             if name.startswith(TEMPORARY):
                 await self._remove_if_stale(space, told)
                 continue
-            xattrs: dict[str, bytes] | None = None
-            annotated += told.has_metadata
-            if not told.has_metadata or annotated <= ANNOTATED_LIMIT:
-                with suppress(RemoteNotFound, RemoteDenied):
-                    xattrs = await self._xattrs.of(space.client, told)
-            found.append(await self._entry(space, told, Place((*place.path, name)), (*names, name), xattrs))
+            xattrs = plain
+            if told.has_metadata:
+                xattrs = None
+                annotated += 1
+                if annotated <= ANNOTATED_LIMIT:
+                    with suppress(RemoteNotFound, RemoteDenied):
+                        xattrs = await self._xattrs.of(space.client, told)
+            if told.kind is Kind.SYMLINK:
+                told = await self._with_target(space, told)
+            found.append(entry_of(told, name, depth=depth, space=space.id, writable=writable, xattrs=xattrs))
         return found
 
     async def _remove_if_stale(self, space: Space, told: Told) -> None:
@@ -307,11 +313,21 @@ class OnedataBackend:
     ) -> Entry:
         if not names and self._options.space is None:
             return self._space_entry(space)
-        if told.kind is Kind.SYMLINK and told.target is None:  # providers before 21.02.5 tell it only so
-            told = msgspec.structs.replace(told, target=await space.client.symlink_value(told.id))
-        depth = len(self._paths.folder) + len(names) - 1
-        writable = space.writable and not self._read_only
-        return entry_of(told, place.name, depth=depth, space=space.id, writable=writable, xattrs=xattrs)
+        told = await self._with_target(space, told)
+        writable = self._is_writable(space)
+        return entry_of(told, place.name, depth=self._depth(names), space=space.id, writable=writable, xattrs=xattrs)
+
+    def _depth(self, names: Names) -> int:
+        return len(self._paths.folder) + len(names) - 1
+
+    def _is_writable(self, space: Space) -> bool:
+        return space.writable and not self._read_only
+
+    async def _with_target(self, space: Space, told: Told) -> Told:
+        """Providers before 21.02.5 tell where a symlink leads only when asked for that."""
+        if told.kind is not Kind.SYMLINK or told.target is not None:
+            return told
+        return msgspec.structs.replace(told, target=await space.client.symlink_value(told.id))
 
     async def _look_after(
         self, space: Space, id: str, place: Place, names: Names, *, size: int | None = None, with_xattrs: bool = False

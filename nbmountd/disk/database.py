@@ -14,9 +14,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -154,6 +155,7 @@ class Node:
 _COLUMNS = tuple(field.name for field in fields(Node))
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM nodes "
 _INSERT = f"INSERT INTO nodes ({', '.join(_COLUMNS[1:])}) VALUES ({', '.join('?' * (len(_COLUMNS) - 1))})"
+_INSERT_AS = f"INSERT INTO nodes ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 _TO_SEND = "local_only = 0 AND (parent IS NOT base_parent OR name IS NOT base_name OR unsent OR unsent_attributes)"
 _DEFAULTS: dict[str, Any] = {
     "parent": None, "name": "", "mode": 0, "size": 0, "mtime_ns": 0, "ctime_ns": 0, "target": None, "xattrs": {}, "rdev": 0,
@@ -176,6 +178,18 @@ def _to_column(name: str, value: Any) -> Any:
     if name == "xattrs":
         return msgspec.msgpack.encode(value) if value else None
     return value
+
+
+_values_of = attrgetter(*_COLUMNS)
+
+
+def _row_of(node: Node) -> tuple[Any, ...]:
+    row = list(_values_of(node))
+    row[3] = os.fsencode(node.name)
+    row[12] = os.fsencode(node.base_name)
+    row[8] = _to_column("target", node.target)
+    row[9] = _to_column("xattrs", node.xattrs)
+    return tuple(row)
 
 
 def _from_row(row: tuple[Any, ...]) -> Node:
@@ -206,6 +220,13 @@ class Transaction:
         node = Node(ino=int(cursor.lastrowid or 0), **values)
         self._inserted.append(node)
         return node
+
+    def insert_all(self, rows: Sequence[dict[str, Any]]) -> None:
+        """New nodes as by `insert`, `kind` among their values; in one go, which takes half the time. All or none of them."""
+        (last,) = self.execute("SELECT seq FROM sqlite_sequence WHERE name = 'nodes'").fetchone()
+        nodes = [Node(ino, **(_DEFAULTS | {"xattrs": {}} | values)) for ino, values in enumerate(rows, last + 1)]
+        self._database.connection.executemany(_INSERT_AS, map(_row_of, nodes))
+        self._inserted += nodes
 
     def update(self, node: Node, **values: Any) -> None:
         self.execute(
@@ -275,11 +296,8 @@ class Database:
             self._run(_SCHEMA)
             root = {"kind": Kind.DIRECTORY, "mode": 0o755, "parent": 1, "base_parent": 1}
             self.connection.execute(
-                _INSERT.replace("INSERT INTO nodes (", "INSERT INTO nodes (ino, ").replace("VALUES (", "VALUES (1, "),
-                [
-                    _to_column(name, (_DEFAULTS | root)[name])
-                    for name in _COLUMNS[1:]
-                ],
+                _INSERT_AS,
+                [ROOT_INODE, *(_to_column(name, (_DEFAULTS | root)[name]) for name in _COLUMNS[1:])],
             )
         else:
             for older in range(version, SCHEMA_VERSION):

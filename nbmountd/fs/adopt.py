@@ -8,11 +8,12 @@ and its inode number stay with the version that was opened.
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nbmountd.disk.database import Node, Transaction
+from nbmountd.disk.database import Node
 from nbmountd.fs.nodes import UNSENT_MODE, UNSENT_MTIME, UNSENT_XATTRS, Nodes
 from nbmountd.fs.rules import Here, Outcome, There, decide, what_happened_here
 from nbmountd.log import get_logger
@@ -69,10 +70,7 @@ def adopt(nodes: Nodes, directory: Node, entries: Iterable[Entry], mark: int) ->
         gone(nodes, node)
         changed = True
     unknown: list[int] = []
-    for start in range(0, len(fresh), BATCH):
-        with database.transaction() as change:
-            for entry in fresh[start : start + BATCH]:
-                changed |= _new(nodes, change, directory, entry, unknown)
+    changed |= _take_in(nodes, directory, fresh, unknown)
     nodes.borders.learn(directory, borders)
     values: dict[str, Any] = {}
     if not directory.listed:
@@ -160,19 +158,41 @@ def _renamed(
     return True
 
 
-def _new(nodes: Nodes, change: Transaction, directory: Node, entry: Entry, unknown: list[int]) -> bool:
-    """Something that no node has as its base. A name that is in use here is left for the step that will meet it."""
-    occupant = nodes.database.child(directory.ino, entry.name)
-    base = base_values(nodes, entry) | {"base_parent": directory.ino, "base_name": entry.name}
-    if occupant is None:
-        change.insert(entry.kind, parent=directory.ino, name=entry.name, **base, **local_values(nodes, entry))
+def _take_in(nodes: Nodes, directory: Node, fresh: list[Entry], unknown: list[int]) -> bool:
+    """Entries that no node has as its base. A name that is in use here is left for the step that will meet it.
+
+    Whether any became a node.
+    """
+    database = nodes.database
+    empty = not database.has_children(directory.ino)  # as at a first listing: then there is nobody to be asked for by name
+    taken: set[bytes] = set()
+    for start in range(0, len(fresh), BATCH):
+        new: list[dict[str, Any]] = []
+        with database.transaction() as change:
+            for entry in fresh[start : start + BATCH]:
+                name = os.fsencode(entry.name)
+                if name in taken:  # of two with one name the first one counts
+                    continue
+                occupant = None if empty else database.child(directory.ino, entry.name)
+                base = base_values(nodes, entry) | {"base_parent": directory.ino, "base_name": entry.name}
+                if occupant is None:
+                    taken.add(name)
+                    local = {"kind": entry.kind, "parent": directory.ino, "name": entry.name}
+                    new.append(local | base | local_values(nodes, entry))
+                elif _is_the_same_directory(occupant, entry):
+                    change.update(occupant, **base)
+                    unknown.append(occupant.ino)
+            change.insert_all(new)
         if directory.listed:  # the kernel may remember that there was no such name
-            nodes.kernel.entry_changed(directory.ino, entry.name)
-        return True
-    if occupant.is_directory and entry.kind is Kind.DIRECTORY and occupant.base_parent is None and not occupant.local_only:
-        change.update(occupant, **base)
-        unknown.append(occupant.ino)
-    return False
+            for values in new:
+                nodes.kernel.entry_changed(directory.ino, values["name"])
+    return bool(taken)
+
+
+def _is_the_same_directory(occupant: Node, entry: Entry) -> bool:
+    """Whether both sides have made a directory with that name."""
+    made_here = occupant.is_directory and occupant.base_parent is None and not occupant.local_only
+    return made_here and entry.kind is Kind.DIRECTORY
 
 
 def _same(nodes: Nodes, node: Node, entry: Entry) -> None:
