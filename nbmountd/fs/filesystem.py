@@ -189,7 +189,7 @@ class FileSystem:
 
     async def make_directory(self, parent: int, name: str, mode: int) -> Node:
         directory = await self._check_free(parent, name)
-        node = self._insert(directory, name, Kind.DIRECTORY, mode, listed=True)
+        node = self._insert(directory, name, Kind.DIRECTORY, mode | (directory.mode & stat.S_ISGID), listed=True)
         self.refresh.known_fresh(node.ino)
         return node
 

@@ -246,6 +246,68 @@ def test_every_way_to_ask_the_kernel_finds_the_blocks_that_it_wrote(folder: Rig,
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("seconds", [-2_000_000_000, -1, 0, 2**31 + 5, 2**32 + 5, 2**33])
+def test_times_before_1970_and_after_2038_are_kept(twins: Twins, folder: Rig, seconds: int) -> None:
+    def call(place: Path) -> object:
+        for path in (place / "file", place / "directory"):
+            path.mkdir() if path.name == "directory" else path.write_bytes(b"x")
+            os.utime(path, ns=(seconds * 10**9 + 7, seconds * 10**9 + 999_999_999))
+        return [(path.stat().st_atime_ns, path.stat().st_mtime_ns) for path in (place / "file", place / "directory")]
+
+    found = twins.same(call).value
+    folder.daemon.sync(folder.mount)
+    folder.daemon.refresh(folder.mount)
+    assert isinstance(found, list) and (folder.mount / "file").stat().st_mtime_ns == found[0][1]
+
+
+def test_a_file_without_a_name_keeps_taking_everything(twins: Twins) -> None:
+    def call(place: Path) -> object:
+        with (place / "file").open("w+b", buffering=0) as file:
+            fd = file.fileno()
+            file.write(b"0123456789")
+            (place / "file").unlink()
+            os.fchmod(fd, 0o640)
+            os.utime(fd, ns=(10**18, 10**18 + 5))
+            os.ftruncate(fd, 5)
+            os.setxattr(fd, "user.k", b"v")
+            os.fchown(fd, os.getuid(), -1)
+            os.fsync(fd)
+            with mmap.mmap(fd, 5) as view:
+                view[0:1] = b"X"
+            found = os.fstat(fd)
+            with open(f"/proc/self/fd/{fd}", "rb") as again:
+                back = again.read()
+            linked = said(lambda: os.link(f"/proc/self/fd/{fd}", place / "back", follow_symlinks=True))
+            return found.st_nlink, oct(found.st_mode), found.st_size, os.getxattr(fd, "user.k"), back, linked
+
+    twins.same(call)
+
+
+def test_a_set_group_bit_of_a_directory_is_inherited(twins: Twins) -> None:
+    def call(place: Path) -> object:
+        (place / "shared").mkdir()
+        (place / "shared").chmod(0o2775)
+        (place / "shared" / "sub" / "deeper").mkdir(parents=True)
+        (place / "shared" / "file").write_bytes(b"")
+        return [oct((place / "shared" / name).stat().st_mode) for name in ("sub", "sub/deeper", "file")]
+
+    twins.same(call)
+
+
+def test_a_directory_is_locked_and_synced_like_a_file(twins: Twins) -> None:
+    def call(place: Path) -> object:
+        one, other = os.open(place, os.O_RDONLY), os.open(place, os.O_RDONLY)
+        fcntl.flock(one, fcntl.LOCK_EX)
+        held = said(lambda: fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        os.close(one)
+        free = said(lambda: fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        os.fsync(other)
+        os.close(other)
+        return held, free
+
+    twins.same(call)
+
+
 # --- watching ------------------------------------------------------------------------------------------------------------
 
 EVENTS = {
