@@ -241,7 +241,8 @@ def test_answers_that_make_no_sense_become_errnos_and_lose_nothing(broken: Broke
 @pytest.mark.expects_log("many")
 def test_a_directory_of_a_hundred_thousand_entries_is_listed(broken: BrokenServer) -> None:
     count = 100_000 if LARGE else 30_000
-    keys = {"backend": "webdav", "url": broken.at(f"many-{count}"), "user": "alice", "password": "wonderland"}
+    keys: dict[str, object] = {"backend": "webdav", "user": "alice", "password": "wonderland"}
+    keys |= {"url": broken.at(f"many-{count}"), "request_deadline": 120.0 if LARGE else 30.0}
     with daemon_over({"many": keys}) as daemon:
         mount = daemon.path("many")
 
