@@ -275,8 +275,7 @@ def test_a_file_without_a_name_keeps_taking_everything(twins: Twins) -> None:
             with mmap.mmap(fd, 5) as view:
                 view[0:1] = b"X"
             found = os.fstat(fd)
-            with open(f"/proc/self/fd/{fd}", "rb") as again:
-                back = again.read()
+            back = Path(f"/proc/self/fd/{fd}").read_bytes()
             linked = said(lambda: os.link(f"/proc/self/fd/{fd}", place / "back", follow_symlinks=True))
             return found.st_nlink, oct(found.st_mode), found.st_size, os.getxattr(fd, "user.k"), back, linked
 
