@@ -18,6 +18,8 @@ FIRST_READ, LONGEST_READ = 1024 * 1024, 8 * 1024 * 1024
 """Bytes of one request. Providers fetch from one another in pieces of 1 MiB or more, and read in blocks of 10."""
 READ_SECONDS = 2.0
 """So long a request for content should take at most; decides how much is asked for."""
+GROWTH = 4
+"""So many times the last size at most: a guess that is wrong by as much costs 8 s, of the 60 that a server may be silent."""
 
 
 class Reads:
@@ -69,4 +71,4 @@ class Reads:
     def _learn(self, count: int, seconds: float) -> None:
         if count >= self._size // 2:
             wanted = int(count / max(seconds, 1e-3) * READ_SECONDS)
-            self._size = min(max(FIRST_READ, wanted, self._size // 2), self._size * 2, LONGEST_READ)
+            self._size = min(max(FIRST_READ, wanted, self._size // 2), self._size * GROWTH, LONGEST_READ)

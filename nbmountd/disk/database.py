@@ -224,7 +224,7 @@ class Transaction:
     def insert_all(self, rows: Sequence[dict[str, Any]]) -> None:
         """New nodes as by `insert`, `kind` among their values; in one go, which takes half the time. All or none of them."""
         (last,) = self.execute("SELECT seq FROM sqlite_sequence WHERE name = 'nodes'").fetchone()
-        nodes = [Node(ino, **(_DEFAULTS | {"xattrs": {}} | values)) for ino, values in enumerate(rows, last + 1)]
+        nodes = [Node(ino, **{**_DEFAULTS, "xattrs": {}, **values}) for ino, values in enumerate(rows, last + 1)]
         self._database.connection.executemany(_INSERT_AS, map(_row_of, nodes))
         self._inserted += nodes
 

@@ -174,11 +174,12 @@ def _take_in(nodes: Nodes, directory: Node, fresh: list[Entry], unknown: list[in
                 if name in taken:  # of two with one name the first one counts
                     continue
                 occupant = None if empty else database.child(directory.ino, entry.name)
-                base = base_values(nodes, entry) | {"base_parent": directory.ino, "base_name": entry.name}
+                base = base_values(nodes, entry)
+                base["base_parent"], base["base_name"] = directory.ino, entry.name
                 if occupant is None:
                     taken.add(name)
-                    local = {"kind": entry.kind, "parent": directory.ino, "name": entry.name}
-                    new.append(local | base | local_values(nodes, entry))
+                    here = {"kind": entry.kind, "parent": directory.ino, "name": entry.name}
+                    new.append({**here, **base, **local_values(nodes, entry)})
                 elif _is_the_same_directory(occupant, entry):
                     change.update(occupant, **base)
                     unknown.append(occupant.ino)
