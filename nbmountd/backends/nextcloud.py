@@ -128,15 +128,17 @@ class NextcloudShare(WebDAVShare):
         return await self._assemble(place, staged, second, replaces)
 
     async def _put_new(self, place: Place, body: Body, second: int) -> Entry:
-        """A small new file, with its checksum: so it is read twice."""
+        """A small new file, with its checksum: so it is read twice. X-Hash has the server say what has reached it."""
         path = self._addresses.path(place)
         sha1 = await trio.to_thread.run_sync(_sha1_of, body)
-        headers = {"X-OC-Mtime": str(second), "OC-Checksum": f"SHA1:{sha1}", "If-None-Match": "*"}
+        headers = {"X-OC-Mtime": str(second), "OC-Checksum": f"SHA1:{sha1}", "X-Hash": "sha1", "If-None-Match": "*"}
         answer = await self._client.put(path, headers, body)
         if answer.status == 412:
             raise RemoteExists(f"{place} exists already")
         if answer.status >= 300:
             raise await self._conditions.explained(answer, f"PUT {path}", place)
+        if answer.headers.get("x-hash-sha1", sha1).lower() != sha1:
+            raise RemoteProtocolError(f"PUT {path}: other bytes have reached the server than were sent", in_doubt=True)
         return await self._stored(place, answer, body.size, second, sha1)
 
     async def _assemble(self, place: Place, staged: Staged, second: int, replaces: Version | None) -> Entry:

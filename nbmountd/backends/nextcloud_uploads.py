@@ -56,7 +56,7 @@ class ChunkedUploads:
     async def send(self, body: Body, url: str, ticket: Ticket) -> Staged:
         """Sends all chunks of `body`, which is to go to `url`, that are not there yet. The target is not touched."""
         chunk = max(CHUNK, -(-body.size // MOST_CHUNKS))
-        folder, chunk, there = await self._begin(body.size, chunk, ticket)
+        folder, chunk, there = await self._begin(body.size, chunk, url, ticket)
         digest = hashlib.sha1(usedforsecurity=False)
         headers = {"Destination": url, "OC-Total-Length": str(body.size)}
         failures: list[Exception] = []
@@ -108,8 +108,11 @@ class ChunkedUploads:
             raise failures[0]
         return Staged(folder, body.size, digest.hexdigest())
 
-    async def _begin(self, size: int, chunk: int, ticket: Ticket) -> tuple[str, int, Mapping[str, int]]:
-        """Folder, chunk size, and what is in the folder. A single chunk is not worth a ticket."""
+    async def _begin(self, size: int, chunk: int, url: str, ticket: Ticket) -> tuple[str, int, Mapping[str, int]]:
+        """Folder, chunk size, and what is in the folder. A single chunk is not worth a ticket.
+
+        The Destination is asked for in each request by the way of uploading that object stores have (ChunkingV2Plugin).
+        """
         known = TOKEN.fullmatch(ticket.token or "")
         if known is not None and size > CHUNK:
             folder = f"{self._uploads}{known[1]}/"
@@ -119,7 +122,7 @@ class ChunkedUploads:
         if size > CHUNK:
             await ticket.remember(f"{name};{chunk}")
         folder = f"{self._uploads}{name}/"
-        answer = await self._client.mkcol(folder)
+        answer = await self._client.mkcol(folder, {"Destination": url})
         if answer.status >= 300:
             error = error_of(answer, f"MKCOL {folder}")
             error.in_doubt = False

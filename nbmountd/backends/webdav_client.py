@@ -91,8 +91,8 @@ class WebDAVClient:
         answer = await self._control("set_property", path, body, headers, receive)
         return answer.status == 204 or any(name in resource.properties for resource in resources), answer
 
-    async def mkcol(self, path: str) -> Answer:
-        return await self._control("mkdir", path)
+    async def mkcol(self, path: str, headers: Mapping[str, str] | None = None) -> Answer:
+        return await self._control("mkdir", path, None, [f"{name}: {value}" for name, value in (headers or {}).items()])
 
     async def move(self, path: str, headers: Mapping[str, str]) -> Answer:
         return await self._control("move", path, None, [f"{name}: {value}" for name, value in headers.items()])

@@ -141,6 +141,12 @@ OTHER_SERVERS: dict[str, type[ServerProcess]] = {
 }
 
 
+def asked_for(*usual: str) -> list[str]:
+    """The servers that a long test is played over: `usual`, or what NBMOUNTD_TEST_SERVERS names ("nginx rclone", "all")."""
+    names = os.environ.get("NBMOUNTD_TEST_SERVERS", " ".join(usual)).split()
+    return ["apache", *OTHER_SERVERS] if names == ["all"] else names
+
+
 @pytest.fixture(scope="session")
 def over_all_servers(
     apache_server: ServerProcess, tmp_path_factory: pytest.TempPathFactory
@@ -168,13 +174,19 @@ def webdav(over_all_servers: dict[str, Rig], request: pytest.FixtureRequest) -> 
 
 @pytest.fixture(scope="session")
 def apache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """The mount over Apache. NBMOUNTD_TEST_REMOTE=2.x (or another of workspaces.KINDS) puts a D4Science workspace below
-    everything that asks for it."""
-    kind = os.environ.get("NBMOUNTD_TEST_REMOTE")
-    if not kind:
+    """The mount over Apache. NBMOUNTD_TEST_REMOTE puts another one below everything that asks for it: over one of
+    OTHER_SERVERS ("nginx"), or a D4Science workspace of one of workspaces.KINDS ("2.x")."""
+    kind = os.environ.get("NBMOUNTD_TEST_REMOTE", "apache")
+    if kind == "apache":
         yield request.getfixturevalue("over_all_servers")["apache"]
         return
-    base = tmp_path_factory.mktemp("workspace")
+    base = tmp_path_factory.mktemp("remote")
+    if kind in OTHER_SERVERS:
+        with OTHER_SERVERS[kind](base / "root", base / "work") as webdav, harness.daemon_over(
+            {kind: webdav_mount(webdav)}
+        ) as daemon:
+            yield Rig(daemon, kind, daemon.path(kind), webdav.root)
+        return
     with D4ScienceServer(base / "storagehub") as server:
         keys, root = workspace_on(server, kind, base)
         with harness.daemon_over({"workspace": keys}) as daemon:

@@ -1,6 +1,7 @@
 """A daemon that is killed at random moments loses no byte and no name for which a call has returned.
 
-CRASHES=300 is the benchmark's number; SEED=n repeats a run as far as chance in time allows.
+CRASHES=300 is the benchmark's number; SEED=n repeats a run as far as chance in time allows. NBMOUNTD_TEST_SERVERS="nginx
+rclone", or "all", plays it over those servers.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.conftest import webdav_mount
+from tests.mounted.conftest import OTHER_SERVERS, asked_for, webdav_mount
 from tests.mounted.crash_model import Item, Tree, compare, look
 from tests.mounted.crash_writer import DIRECTORIES
 from tests.mounted.harness import Daemon, daemon_over, eventually
-from tests.servers import FakeNextcloud, ServerProcess
 
 CRASHES = int(os.environ.get("CRASHES", "20"))
 SEED = int(os.environ.get("SEED", random.randrange(10**6)))
@@ -30,6 +30,9 @@ ROOT = Path(__file__).parent.parent.parent
 
 UNFINISHED = ".nbmountd-upload-"
 """What uploads that a worker died in leave behind on a server that takes no other way; no mount shows them."""
+
+KEEP_SYMLINKS = ("lighttpd", "wsgidav")
+"""Beside Apache."""
 
 pytestmark = [
     pytest.mark.timeout(120 + 10 * CRASHES),
@@ -111,16 +114,18 @@ def assert_same_on_the_server(tree: Tree, daemon: Daemon, remote: Remote) -> Non
     assert compare(expected, there) == []
 
 
-@pytest.fixture(params=["apache", "nextcloud"])
-def remote(apache_server: ServerProcess, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Remote]:
+@pytest.fixture(params=asked_for("apache", "nextcloud"))
+def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Remote]:
     name = str(request.node.originalname)
     if request.param == "apache":
-        directory = Path(apache_server.root, name)
+        server = request.getfixturevalue("apache_server")
+        directory = Path(server.root, name)
         directory.mkdir()
-        yield Remote(directory, webdav_mount(apache_server, f"{name}/"), CRASHES, True)
+        yield Remote(directory, webdav_mount(server, f"{name}/"), CRASHES, True)
         return
-    with FakeNextcloud(tmp_path / "root", tmp_path / "work") as server:
-        yield Remote(server.root, {**webdav_mount(server), "backend": "nextcloud"}, max(4, CRASHES // 4), False)
+    crashes = CRASHES if "CRASHES" in os.environ else max(4, CRASHES // 4)
+    with OTHER_SERVERS[request.param](tmp_path / "root", tmp_path / "work") as other:
+        yield Remote(other.root, webdav_mount(other), crashes, request.param in KEEP_SYMLINKS)
 
 
 def test_a_worker_that_is_killed_is_not_even_noticed(

@@ -466,6 +466,8 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"ETag": etag, "OC-ETag": etag, "OC-FileId": f"{path.stat().st_ino:08}ocfake"}
         if "X-OC-Mtime" in self.headers:
             headers["X-OC-MTime"] = "accepted"
+        if self.headers.get("X-Hash") == "sha1" and self.command == "PUT":
+            headers["X-Hash-SHA1"] = hashlib.sha1(path.read_bytes()).hexdigest()
         self.answer(status, headers=headers)
 
     def do_file_mkcol(self, path: Path) -> None:
@@ -562,6 +564,8 @@ class Handler(BaseHTTPRequestHandler):
         state = self.state
         names = [unquote(name) for name in path.split("/") if name]
         place = state.uploads.joinpath(*names)
+        if self.command in ("MKCOL", "PUT", "MOVE") and "Destination" not in self.headers:
+            raise Refused(400)  # as the uploads of object stores do (ChunkingV2Plugin)
         if self.command == "MKCOL":
             if place.exists():
                 raise Refused(405)

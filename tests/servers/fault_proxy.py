@@ -1,7 +1,8 @@
 """A proxy before a WebDAV server that spoils one request of each case, at one point, and forwards all others.
 
 A case is a directory whose name says what happens to the requests below it: "KIND-N-PHASE..." spoils the N-th request
-(from 1, counted from `arm` on) for a name in the directory; requests about the directory itself are not counted.
+(from 1, counted from `arm` on) for a name in the directory; requests about the directory itself are not counted. What a
+Nextcloud gathers in a folder of its `uploads/` counts for the name in the Destination that the folder was made with.
 
 KIND: "lost" (no answer), "cut" (a cut body), "stall" (silence for `stall` seconds, then no answer), "length" (a length that
 is not true), or a status. PHASE, how far the request came:
@@ -29,6 +30,7 @@ from urllib.parse import unquote
 KINDS = ("lost", "cut", "stall", "length", "412", "423", "429", "500", "503", "507")
 PHASES = (0, 1, 2, 3)
 CASE = re.compile(r"/(lost|cut|stall|length|\d{3})-(\d+)-(\d)[^/]*/[^/]")
+UPLOAD = re.compile(r"/uploads/[^/]+/([^/]+)")
 
 
 class FaultProxy:
@@ -43,6 +45,8 @@ class FaultProxy:
         self.seen: Counter[str] = Counter()
         """Requests of each case."""
         self.lock = threading.Lock()
+        self._folders: dict[str, str] = {}
+        """The Destination of each folder of `uploads/`."""
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.proxy = self
         self.port: int = self._server.server_address[1]
@@ -55,8 +59,10 @@ class FaultProxy:
     def disarm(self) -> None:
         self.armed.clear()
 
-    def fault(self, path: str) -> tuple[str, int] | None:
-        """(kind, phase) if this request is to be spoiled."""
+    def fault(self, path: str, destination: str | None = None) -> tuple[str, int] | None:
+        """(kind, phase) if this request, with that Destination, is to be spoiled."""
+        if (upload := UPLOAD.search(path)) is not None:
+            path = self._folders.setdefault(upload[1], destination or "")
         found = CASE.search(unquote(path))
         if found is None or not self.armed.is_set():
             return None
@@ -107,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
             assert isinstance(self.server, _Server)
             self.proxy = self.server.proxy
             body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-            fault = self.proxy.fault(self.path)
+            fault = self.proxy.fault(self.path, self.headers.get("Destination"))
             if fault is None:
                 self.give(*self.forward(body))
             else:
