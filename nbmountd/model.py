@@ -120,6 +120,9 @@ class Capabilities:
     mtime_granularity_ns: int = 1_000_000_000
     native_symlinks: bool = False
     native_xattrs: bool = False
+    attributes_move: bool = True
+    """A directory that moves takes along mode, target and xattrs of all that is in it. False: they are lost there (an entry
+    then says None, or that a symlink is a file), and whoever moves it stores them again."""
     told_attributes: tuple[str, ...] = ()
     """Names of read-only extended attributes that are asked of the remote when a program reads one by its name. No program
     is told of them in a list: a copy with all attributes would ask for each, and asking for some does something."""

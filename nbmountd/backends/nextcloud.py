@@ -5,7 +5,8 @@ It knows nothing of how chunks travel (nextcloud_uploads.py). What differs from 
 - A cut PUT over a file leaves it truncated. So: new files by PUT with If-None-Match, everything else by uploads/ + MOVE.
 - A file's ETag stays when size and second stay. So a version holds size, second and checksum as well, the version is
   looked at just before the MOVE, and our own uploads never repeat the size and second of what they replace.
-- Dead properties belong to one user and one path and are lost when a folder moves: mode and links stay in the mount.
+- Dead properties belong to one user and one path (nextcloud_overlay.py), and no version tells that one was set. So mode, links
+  and extended attributes are stored together with an mtime, which is seen by whoever looks at the folders' versions.
 - Bulk upload (`remote.php/dav/bulk`) takes no condition: a file that came meanwhile would be overwritten. So it is not used.
 - 404 and 423 for the MOVE may mean that it was done, or is being done: in doubt, so that the caller asks.
 """
@@ -22,15 +23,16 @@ from urllib.parse import quote, unquote_to_bytes
 
 import trio
 
-from nbmountd.backends import nextcloud_names
-from nbmountd.backends.base import Body, Ticket
+from nbmountd.backends import nextcloud_names, nextcloud_overlay
+from nbmountd.backends.base import Body, NoTicket, Ticket
 from nbmountd.backends.http import SEND_PIECE, Answer, error_of
 from nbmountd.backends.multistatus import DAV, Resource
 from nbmountd.backends.nextcloud_uploads import CHUNK, ChunkedUploads, Staged
-from nbmountd.backends.webdav_client import BASIC_PROPERTIES, OWNCLOUD_PROPERTIES, WebDAVClient
+from nbmountd.backends.webdav_client import BASIC_PROPERTIES, OVERLAY_PROPERTIES, OWNCLOUD_PROPERTIES, WebDAVClient
 from nbmountd.backends.webdav_entries import Addresses, entry_of, nextcloud_version, parse_etag
 from nbmountd.backends.webdav_habits import Habits
-from nbmountd.backends.webdav_share import WebDAVShare
+from nbmountd.backends.webdav_overlay import PROPERTY, Overlay
+from nbmountd.backends.webdav_share import REFUSALS, WebDAVShare
 from nbmountd.config import WebDAVOptions
 from nbmountd.errors import (
     RemoteError,
@@ -66,7 +68,12 @@ class NextcloudShare(WebDAVShare):
     def capabilities(self) -> Capabilities:
         return replace(
             super().capabilities(),
+            native_mode=True,
             native_mtime=True,
+            mtime_granularity_ns=1_000_000_000,
+            native_symlinks=True,
+            native_xattrs=True,
+            attributes_move=False,
             stable_ids=True,
             propagating_versions=True,
             checksum_algorithm="sha1",
@@ -75,9 +82,12 @@ class NextcloudShare(WebDAVShare):
     # --- looking ---
 
     def _properties(self) -> tuple[str, ...]:
-        return BASIC_PROPERTIES + OWNCLOUD_PROPERTIES
+        return BASIC_PROPERTIES + OWNCLOUD_PROPERTIES + OVERLAY_PROPERTIES
 
     def _entry(self, resource: Resource, name: str) -> Entry:
+        return nextcloud_overlay.seen(self._entry_itself(resource, name), resource.properties.get(PROPERTY))
+
+    def _entry_itself(self, resource: Resource, name: str) -> Entry:
         entry = entry_of(resource, name)
         etag = parse_etag(resource.properties.get(DAV + "getetag"))
         mtime_ns = entry.attributes.mtime_ns
@@ -115,7 +125,7 @@ class NextcloudShare(WebDAVShare):
         self._check_write(place)
         second = _second(attributes.mtime_ns, body.size, replaces)
         if replaces is None and body.size <= CHUNK:
-            return await self._put_new(place, body, second)
+            return await self._with_attributes(place, await self._put_new(place, body, second), attributes)
         if replaces is not None and body.size > CHUNK:
             await self._conditions.must_have(place, replaces)  # before gigabytes travel in vain
         try:
@@ -125,7 +135,7 @@ class NextcloudShare(WebDAVShare):
                 raise
             await self._conditions.parent_must_be(place)
             raise
-        return await self._assemble(place, staged, second, replaces)
+        return await self._with_attributes(place, await self._assemble(place, staged, second, replaces), attributes)
 
     async def _put_new(self, place: Place, body: Body, second: int) -> Entry:
         """A small new file, with its checksum: so it is read twice. X-Hash has the server say what has reached it."""
@@ -144,11 +154,12 @@ class NextcloudShare(WebDAVShare):
     async def _assemble(self, place: Place, staged: Staged, second: int, replaces: Version | None) -> Entry:
         url = self._addresses.url(place)
         headers = {"Destination": url, "X-OC-Mtime": str(second), "OC-Checksum": f"SHA1:{staged.sha1}"}
+        old: Entry | None = None
         try:
             if replaces is None:
                 headers["Overwrite"] = "F"
             else:
-                await self._conditions.must_have(place, replaces)
+                old = await self._conditions.must_have(place, replaces)
                 headers["Overwrite"] = "T"
                 if (tag := self._conditions.tag(replaces)) is not None:
                     headers["If"] = f'<{url}> (["{tag}"])'
@@ -158,7 +169,11 @@ class NextcloudShare(WebDAVShare):
             raise
         answer = await self._uploads.assemble(staged, headers)
         if answer.status in (201, 204):
-            return await self._stored(place, answer, staged.size, second, staged.sha1)
+            entry = await self._stored(place, answer, staged.size, second, staged.sha1)
+            if old is None or old.id != entry.id:
+                return entry
+            kept = replace(entry.attributes, mode=old.attributes.mode, xattrs=old.attributes.xattrs)
+            return replace(entry, attributes=kept)
         what = f"MOVE {staged.folder}.file"
         if answer.status == 423:
             raise RemoteLocked(f"{what}: 423: an earlier upload may still be put together", in_doubt=True)
@@ -196,30 +211,65 @@ class NextcloudShare(WebDAVShare):
 
     async def make_directory(self, place: Place, attributes: Attributes) -> Entry:
         await super().make_directory(place, attributes)
-        return await self._look_after(place)
+        return await self._with_attributes(place, await self._look_after(place), attributes)
+
+    async def make_symlink(self, place: Place, target: str, attributes: Attributes) -> Entry:
+        """Makes a small file whose content is the target, for other clients, and whose property says what it is."""
+        self._check_write(place)
+
+        async def finish(beside: Place) -> None:
+            entry = await self.stat(beside)
+            overlay = nextcloud_overlay.wanted(entry, Attributes(target=target))
+            if overlay is None or not await self._store_there(beside, entry, overlay, None):
+                raise RemoteUnsupported("this Nextcloud has no place for a symlink with that target")
+
+        content = target.encode("utf-8", "surrogateescape")
+        sha1 = hashlib.sha1(content, usedforsecurity=False).hexdigest()
+        headers = {"OC-Checksum": f"SHA1:{sha1}"}
+        return await self._put_beside(place, content, len(content), None, NoTicket(), finish, headers)
 
     async def set_attributes(self, place: Place, attributes: Attributes, *, kind: Kind) -> Entry:
-        """Only an mtime. The file's ETag changes with it, so the bytes are compared by what else is known of them."""
         self._check_write(place)
-        if attributes.mtime_ns is None:
-            raise RemoteUnsupported("Nextcloud has no place for modes and extended attributes")
         before = await self.stat(place)
-        path = self._addresses.path(place, directory=before.kind is Kind.DIRECTORY)
-        # A number in `lastmodified` is Nextcloud's way; `getlastmodified` is refused and a date is a server error there.
-        second = max(attributes.mtime_ns // 10**9, FIRST_SECOND)
-        stored, answer = await self._client.proppatch(
-            path,
-            '<?xml version="1.0" encoding="utf-8"?><d:propertyupdate xmlns:d="DAV:"><d:set><d:prop>'
-            f"<d:lastmodified>{second}</d:lastmodified></d:prop></d:set></d:propertyupdate>".encode(),
-            DAV + "lastmodified",
-        )
-        if answer.status >= 300:
-            raise error_of(answer, f"PROPPATCH {path}")
-        if not stored:
-            raise RemoteUnsupported(f"PROPPATCH {path}: the server does not let the time be set")
+        second = None
+        if attributes.mtime_ns is not None and before.kind is Kind.FILE and attributes.target is None:
+            second = max(attributes.mtime_ns // 10**9, FIRST_SECOND)
+            second = None if before.attributes.mtime_ns == second * 10**9 else second
+        overlay = nextcloud_overlay.wanted(before, attributes)
+        return before if overlay is None and second is None else await self._tell(place, before, overlay, second)
+
+    async def _with_attributes(self, place: Place, entry: Entry, attributes: Attributes) -> Entry:
+        """`entry`, which has just been made or written, with mode and xattrs as wanted; no request if that is as it is."""
+        overlay = nextcloud_overlay.wanted(entry, attributes)
+        if overlay is None:
+            return entry
+        try:
+            return await self._tell(place, entry, overlay, None)
+        except RemoteUnsupported:
+            return entry
+        except RemoteError as exc:
+            exc.in_doubt = True  # the content is there
+            raise
+
+    async def _tell(self, place: Place, before: Entry, overlay: Overlay | None, second: int | None) -> Entry:
+        """Stores attributes and an mtime; the one that it has, if none is given, so that the folders' versions change."""
+        if second is None:
+            second = max((before.attributes.mtime_ns or time.time_ns()) // 10**9, FIRST_SECOND)
+        if not await self._store_there(place, before, overlay, second):
+            raise RemoteUnsupported("the server does not store attributes")
         after = await self._look_after(place)
-        same = (before.kind, before.size, before.checksums) == (after.kind, after.size, after.checksums)
+        was_directory, is_directory = (entry.kind is Kind.DIRECTORY for entry in (before, after))
+        same = (was_directory, before.size, before.checksums) == (is_directory, after.size, after.checksums)
         return after if same else _replaced(after, before.size)
+
+    async def _store_there(self, place: Place, entry: Entry, overlay: Overlay | None, second: int | None) -> bool:
+        # A number in `lastmodified` is Nextcloud's way; `getlastmodified` is refused and a date is a server error there.
+        path = self._addresses.path(place, directory=entry.kind is Kind.DIRECTORY)
+        name = DAV + "lastmodified" if overlay is None else PROPERTY
+        stored, answer = await self._client.proppatch(path, nextcloud_overlay.body_of(overlay, second), name)
+        if answer.status >= 300 and answer.status not in REFUSALS:
+            raise error_of(answer, f"PROPPATCH {path}")
+        return stored
 
 
 def _sha1_of(body: Body) -> str:

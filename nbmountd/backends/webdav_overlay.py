@@ -33,7 +33,8 @@ DEFAULT_MODES = {Kind.FILE: 0o644, Kind.DIRECTORY: 0o755, Kind.SYMLINK: 0o777}
 
 @dataclass(frozen=True)
 class Overlay:
-    """What the property says. None: nothing. `of` is the version that `mtime_ns` and `target` belong to.
+    """What the property says. None: nothing. `of` is the version that `mtime_ns` and `target` belong to, `id` the file
+    that all belongs to (where the server keeps properties by name: nextcloud_overlay.py).
 
     `xattrs` None: there are some that had no room; only the mount that set them knows.
     """
@@ -43,9 +44,10 @@ class Overlay:
     target: str | None = None
     xattrs: Mapping[str, bytes] | None = field(default_factory=dict)
     of: Version | None = None
+    id: str | None = None
 
     def __bool__(self) -> bool:
-        return self != Overlay(of=self.of)
+        return self != Overlay(of=self.of, id=self.id)
 
 
 def parse(text: str | None) -> Overlay:
@@ -56,13 +58,14 @@ def parse(text: str | None) -> Overlay:
         found = None
     if not isinstance(found, dict):
         return Overlay()
-    mode, mtime_ns, target, of = (found.get(key) for key in ("mode", "mtime_ns", "target", "of"))
+    mode, mtime_ns, target, of, id = (found.get(key) for key in ("mode", "mtime_ns", "target", "of", "id"))
     return Overlay(
         mode=mode if type(mode) is int and 0 <= mode <= 0o7777 else None,
         mtime_ns=mtime_ns if type(mtime_ns) is int and abs(mtime_ns) < 1 << 63 else None,
         target=target if isinstance(target, str) and target and "\0" not in target else None,
         xattrs=_xattrs(found.get("xattrs")),
         of=Version(of) if isinstance(of, str) else None,
+        id=id if isinstance(id, str) else None,
     )
 
 
@@ -92,15 +95,25 @@ def write(overlay: Overlay) -> str:
         said["xattrs"] = {name: base64.b64encode(value).decode() for name, value in overlay.xattrs.items()}
     if overlay.of is not None and (overlay.mtime_ns is not None or overlay.target is not None):
         said["of"] = overlay.of
+    if overlay.id is not None:
+        said["id"] = overlay.id
     return json.dumps(said, separators=(",", ":"), sort_keys=True)
 
 
-def update_body(overlay: Overlay) -> bytes:
-    """The body of a PROPPATCH that stores the property, or removes it when there is nothing to say."""
-    verb, value = ("set", escape(write(overlay))) if overlay else ("remove", "")
+def update_body(overlay: Overlay | None, lastmodified: int | None = None) -> bytes:
+    """The body of a PROPPATCH that stores the property, or removes it when there is nothing to say; None leaves it alone.
+
+    `lastmodified`: seconds since 1970, for a Nextcloud, where `d:lastmodified` sets the time.
+    """
+    parts = []
+    if overlay is not None:
+        verb, value = ("set", escape(write(overlay))) if overlay else ("remove", "")
+        parts.append(f"<d:{verb}><d:prop><n:attributes>{value}</n:attributes></d:prop></d:{verb}>")
+    if lastmodified is not None:
+        parts.append(f"<d:set><d:prop><d:lastmodified>{lastmodified}</d:lastmodified></d:prop></d:set>")
     return (
         f'<?xml version="1.0" encoding="utf-8"?><d:propertyupdate xmlns:d="DAV:" xmlns:n="{NAMESPACE}">'
-        f"<d:{verb}><d:prop><n:attributes>{value}</n:attributes></d:prop></d:{verb}></d:propertyupdate>"
+        f"{''.join(parts)}</d:propertyupdate>"
     ).encode()
 
 
@@ -136,7 +149,7 @@ def wanted(entry: Entry, attributes: Attributes) -> Overlay:
     return Overlay(
         mode=None if mode == DEFAULT_MODES[entry.kind] else mode,
         mtime_ns=None if directory else mtime_ns,
-        target=entry.attributes.target,
+        target=attributes.target or entry.attributes.target,
         xattrs=xattrs,
         of=None if directory else entry.version,
     )

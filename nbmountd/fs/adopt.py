@@ -53,6 +53,8 @@ def adopt(nodes: Nodes, directory: Node, entries: Iterable[Entry], mark: int) ->
             continue
         if node is None:
             fresh.append(entry)
+        elif is_forgotten_symlink(node, entry):
+            _remind(nodes, node)
         elif node.kind is not entry.kind:
             if _other_kind(nodes, node):
                 fresh.append(entry)
@@ -133,6 +135,19 @@ def _is_another_version(nodes: Nodes, node: Node, entry: Entry) -> bool:
     if entry.size is not None and entry.size != node.base_size:
         return True  # one of the two answers was wrong; the newer one counts
     return not nodes.capabilities.strong_versions and entry.attributes.mtime_ns != node.base_mtime_ns
+
+
+def is_forgotten_symlink(node: Node, entry: Entry) -> bool:
+    """Whether the remote keeps symlinks as files beside which it says what they are, and has lost what it said of this one."""
+    same = entry.version is not None and entry.version == node.base_version
+    return node.kind is Kind.SYMLINK and entry.kind is Kind.FILE and same
+
+
+def _remind(nodes: Nodes, node: Node) -> None:
+    """The remote is to be told once more what the node is."""
+    if not node.unsent_attributes:
+        with nodes.transaction() as change:
+            change.update(node, unsent_attributes=UNSENT_MODE, changed_at=nodes.now()[1])
 
 
 def _renamed(
@@ -236,9 +251,9 @@ def take(nodes: Nodes, node: Node, entry: Entry) -> bool:
         parent, name = node.base_parent, node.base_name
     local = local_values(nodes, entry)
     kept = 0 if outcome is Outcome.COME_BACK else node.unsent_attributes & ~UNSENT_MTIME
-    if kept & UNSENT_MODE or not nodes.capabilities.native_mode:
+    if kept & UNSENT_MODE or not nodes.capabilities.native_mode or entry.attributes.mode is None:
         local["mode"] = node.mode
-    if kept & UNSENT_XATTRS or not nodes.capabilities.native_xattrs:
+    if kept & UNSENT_XATTRS or not nodes.capabilities.native_xattrs or entry.attributes.xattrs is None:
         local["xattrs"] = node.xattrs
     base = base_values(nodes, entry) | {"base_parent": node.base_parent, "base_name": node.base_name}
     changed_at = node.changed_at if kept or not node.in_place else 0.0

@@ -29,7 +29,7 @@ from nbmountd.errors import (
     StaleFile,
     VersionMismatch,
 )
-from nbmountd.fs.adopt import base_values
+from nbmountd.fs.adopt import base_values, is_forgotten_symlink
 from nbmountd.fs.doubts import MAKE, MOVE, UPLOAD, Doubt
 from nbmountd.fs.nodes import UNSENT_MODE, UNSENT_MTIME, UNSENT_XATTRS, Nodes
 from nbmountd.fs.reads import Reads
@@ -54,6 +54,9 @@ from nbmountd.sync.upload import Snapshot
 
 KEPT_FOR_READERS = 256 * 2**20
 """Up to so much is fetched of a file that is removed or replaced while programs here have it open. A guess."""
+
+DEFAULT_MODES = {Kind.FILE: 0o644, Kind.DIRECTORY: 0o755, Kind.SYMLINK: 0o777}
+"""What something has of which the remote says no mode, as adopt.py shows it."""
 
 _log = get_logger(__name__)
 
@@ -358,6 +361,7 @@ class Steps:
         return Attributes(
             mode=owner.mode if can.native_mode else None,
             mtime_ns=owner.mtime_ns if can.native_mtime else None,
+            target=owner.target if can.native_symlinks else None,
             xattrs=owner.xattrs if can.native_xattrs and (owner.xattrs or node.unsent_attributes & UNSENT_XATTRS) else None,
         )
 
@@ -453,6 +457,8 @@ class Steps:
         if replaced is not None:
             await self._keep_for_readers(replaced)
             target = Place(target.path, replaced.base_id, target.parent_id)
+        if node.is_directory and not self._nodes.capabilities.attributes_move:
+            await self._learn_below(node)
         self._nodes.doubts.begin(Doubt(node.ino, MOVE, step.target.parent, step.target.name))
         try:
             entry = await self._backend.move(
@@ -468,6 +474,27 @@ class Steps:
             entry = found
         await self._moved(node, step.target, target, entry, replaced)
 
+    async def _learn_below(self, directory: Node) -> None:
+        """Lists what was never listed in a directory that is about to lose what the remote says of the things in it."""
+        if not directory.listed:
+            await self._refresh.list_now(directory)
+        for child in self._nodes.database.base_children(directory.ino):
+            if child.is_directory:
+                await self._learn_below(child)
+
+    def _tell_again_below(self, change: Transaction, directory: Node) -> None:
+        """The remote is to be told once more what it had been told of all that is in the directory."""
+        now = self._nodes.now()[1]
+        for child in self._nodes.database.base_children(directory.ino):
+            if child.is_directory:
+                self._tell_again_below(change, child)
+            if child.removed or child.link_of is not None:
+                continue
+            bits = UNSENT_MODE if child.kind is Kind.SYMLINK or child.mode != DEFAULT_MODES[child.kind] else 0
+            bits |= UNSENT_XATTRS if child.xattrs else 0
+            if bits & ~child.unsent_attributes:
+                change.update(child, unsent_attributes=child.unsent_attributes | bits, changed_at=now)
+
     async def _moved(self, node: Node, at: Position, target: Place, entry: Entry, replaced: Node | None) -> None:
         """The remote has the node at `at`."""
         values = await self._values_after(node, target, entry)
@@ -475,6 +502,8 @@ class Steps:
             if replaced is not None:
                 change.update(replaced, base_parent=None)
             self._rebase(change, node, values | {"base_parent": at.parent, "base_name": at.name})
+            if node.is_directory and not self._nodes.capabilities.attributes_move:
+                self._tell_again_below(change, node)
         if replaced is not None:
             old = self._store.peek(replaced.ino)
             if old is not None:
@@ -500,7 +529,8 @@ class Steps:
         attributes = self._attributes(node)
         try:
             before = await self._backend.stat(place)
-            if before.kind is not node.kind or (node.kind is Kind.FILE and before.version != node.base_version):
+            same_kind = before.kind is node.kind or is_forgotten_symlink(node, before)
+            if not same_kind or (node.kind is Kind.FILE and before.version != node.base_version):
                 await self._settle.look_at_parent(node)
                 raise RemoteUnavailable("it was changed on the remote; that comes first")
             entry = await self._backend.set_attributes(place, attributes, kind=node.kind)
@@ -559,10 +589,11 @@ def _lacking(entry: Entry, sent: Attributes) -> int:
     has = entry.attributes
     if entry.kind is Kind.SYMLINK:
         return 0
-    lacking = UNSENT_MODE if sent.mode is not None and has.mode not in (None, sent.mode) else 0
+    mode = DEFAULT_MODES[entry.kind] if has.mode is None else has.mode  # if it knows of none, it was told none
+    lacking = UNSENT_MODE if sent.mode not in (None, mode) else 0
     if entry.kind is Kind.FILE and sent.mtime_ns is not None and has.mtime_ns is not None:
         lacking |= UNSENT_MTIME if abs(sent.mtime_ns - has.mtime_ns) > 2 * 10**9 else 0
-    if sent.xattrs is not None and has.xattrs is not None and dict(sent.xattrs) != dict(has.xattrs):
+    if sent.xattrs is not None and dict(sent.xattrs) != dict(has.xattrs or {}):
         lacking |= UNSENT_XATTRS
     return lacking
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import stat
 import subprocess
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,7 +95,6 @@ def test_a_time_that_a_program_set_is_seen_in_another_container(folder: Rig, ser
     folder.daemon.sync(folder.mount)
     os.utime(folder.mount / "dated later", (MTIME, MTIME))
     folder.daemon.sync(folder.mount)
-    (folder.mount / "dated").chmod(0o755)  # which stays here
 
     with daemon_over({"cloud": mount_keys(server)}) as second:
         there = second.path("cloud") / folder.mount.name
@@ -103,8 +104,59 @@ def test_a_time_that_a_program_set_is_seen_in_another_container(folder: Rig, ser
     assert times == [MTIME, MTIME]
     assert content == "1"
     assert (folder.mount / "dated").stat().st_mtime == MTIME
-    assert (folder.mount / "dated").stat().st_mode & 0o111
     assert_safe_and_equal(folder)
+
+
+def test_what_is_in_a_directory_keeps_modes_and_links_when_it_moves_here_or_elsewhere(
+    folder: Rig, server: FakeNextcloud
+) -> None:
+    """The server forgets them: when we move it they are stored again; who moved it elsewhere leaves us what we knew."""
+
+    def say(place: Path) -> list[object]:
+        deep = place / "deep"
+        xattrs = {name: os.getxattr(deep / "run.sh", name) for name in os.listxattr(deep / "run.sh")}
+        return [
+            stat.S_IMODE((deep / "run.sh").stat().st_mode), stat.S_IMODE(deep.stat().st_mode), xattrs,
+            str((deep / "link").readlink()), stat.S_IMODE((place / "plain").stat().st_mode),
+        ]  # fmt: skip
+
+    (folder.mount / "d" / "deep").mkdir(parents=True)
+    (folder.mount / "d" / "plain").write_text("1")
+    (folder.mount / "d" / "deep" / "run.sh").write_text("#!/bin/sh")
+    (folder.mount / "d" / "deep" / "run.sh").chmod(0o750)
+    (folder.mount / "d" / "deep" / "link").symlink_to("run.sh")
+    os.setxattr(folder.mount / "d" / "deep" / "run.sh", "user.colour", b"blue")
+    (folder.mount / "d" / "deep").chmod(0o710)
+    expected = say(folder.mount / "d")
+    folder.daemon.sync(folder.mount)
+    with daemon_over({"cloud": mount_keys(server)}) as fresh:  # which has not looked into it when it moves it
+        there = fresh.path("cloud") / folder.mount.name
+        (there / "d").rename(there / "e")
+        fresh.sync()
+        assert say(there / "e") == expected
+        folder.daemon.refresh(folder.mount)
+        here = say(folder.mount / "e")
+    with daemon_over({"cloud": mount_keys(server)}) as fresh:
+        again = say(fresh.path("cloud") / folder.mount.name / "e")
+
+    assert (here, again) == (expected, expected)
+
+    def move_by_others(source: str, target: str) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        login = b64encode(f"{server.user}:{server.password}".encode()).decode()
+        below = f"{server.prefix}{folder.mount.name}/"
+        headers = {"Authorization": f"Basic {login}", "Destination": f"{server.origin}{below}{target}"}
+        connection.request("MOVE", below + source, headers=headers)
+        assert connection.getresponse().status == 201
+        connection.close()
+
+    move_by_others("e", "f")
+    folder.daemon.refresh(folder.mount)
+    folder.daemon.refresh(folder.mount / "f" / "deep")
+
+    assert say(folder.mount / "f") == expected
+    folder.daemon.sync(folder.mount)
+    assert (folder.status.parked, folder.status.conflicts) == (0, 0)
 
 
 def test_content_of_one_size_and_second_written_twice_arrives(folder: Rig) -> None:

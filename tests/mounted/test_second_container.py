@@ -14,7 +14,7 @@ import pytest
 from tests.mounted.conftest import webdav_mount
 from tests.mounted.harness import Daemon, daemon_over
 from tests.mounted.posix.twins import shape
-from tests.servers import ApacheServer, ServerProcess
+from tests.servers import ApacheServer, FakeNextcloud, ServerProcess
 
 LONG_AGO = 1_234_567_890_000_000_000
 
@@ -57,10 +57,10 @@ def change_later(place: Path) -> None:
     (place / "plain").unlink()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+@pytest.fixture(scope="module", params=[ApacheServer, FakeNextcloud])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     base = tmp_path_factory.mktemp("two-containers")
-    with ApacheServer(base / "root", base / "work") as server:
+    with request.param(base / "root", base / "work") as server:
         yield server
 
 

@@ -6,7 +6,9 @@
 - OC-Checksum is stored unverified and vanishes at an overwrite without one; X-OC-Mtime below a day fails after storing.
 - Ten wrong passwords within the life of the server, and everybody gets 429 without Retry-After.
 - GET has no Content-Length; log-ins set a cookie; listings have pages on request.
-- Properties of others are kept by path: MOVE and DELETE of a folder forget about what is below it.
+- Dead properties are kept by path: those of what is below a folder that is moved or removed stay behind at the old path,
+  for whatever comes there next. No ETag tells of a change of one.
+- No file id is given twice, whatever the disk does with its inode numbers.
 - What an overwrite replaces is kept as a version of that file id: `FakeNextcloud.versions`.
 - Log-in Flow v2: `FakeNextcloud.grant` is the person who agrees in the browser.
 
@@ -114,6 +116,8 @@ class State:
         self.pages: dict[str, list[str]] = {}
         self.failures = 0
         self.properties: dict[Path, dict[str, str]] = {}
+        self.reused: dict[int, int] = {}
+        """How often the file with that inode number was removed."""
         self.versions = Path(settings["work"]) / "versions"
         self.flows: dict[str, bool] = {}
         """Poll token -> whether somebody has agreed."""
@@ -132,6 +136,21 @@ class State:
             return hashlib.md5(f"{int(status.st_mtime)} {status.st_ino} {status.st_size}".encode()).hexdigest()
         below = 0 if self.hooks.get("alone") else _fingerprint(str(path))
         return hashlib.md5(f"{self.changes.get(path, 0)} {status.st_ino} {below}".encode()).hexdigest()[:13]
+
+    def id(self, path: Path) -> int:
+        number = path.stat().st_ino
+        return number + self.reused.get(number, 0) * 10**12
+
+    def remove(self, path: Path) -> None:
+        """Takes it away with all that is in it, and with what is said of itself."""
+        for each in [path, *(path.rglob("*") if path.is_dir() else ())]:
+            number = each.lstat().st_ino
+            self.reused[number] = self.reused.get(number, 0) + 1
+        self.properties.pop(path, None)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
     def checksum(self, path: Path) -> str:
         status = path.stat()
@@ -330,7 +349,7 @@ class Handler(BaseHTTPRequestHandler):
             DAV + "getetag": f"&quot;{state.etag(path)}&quot;",
             DAV + "quota-used-bytes": str(state.used()) if folder and DAV + "quota-used-bytes" in wanted else None,
             DAV + "quota-available-bytes": str(state.hooks.get("quota", -3)) if folder else None,
-            OC + "fileid": str(status.st_ino),
+            OC + "fileid": str(state.id(path)),
             OC + "permissions": state.hooks.get("permissions", {}).get(path.name, "RGDNVCK" if folder else "RGDNVW"),
             OC + "checksums": f"<oc:checksum>{state.checksum(path)}</oc:checksum>" if state.checksum(path) else None,
         }
@@ -463,7 +482,7 @@ class Handler(BaseHTTPRequestHandler):
         if second <= 86400:
             raise Refused(500)
         etag = f'"{state.etag(path)}"'
-        headers = {"ETag": etag, "OC-ETag": etag, "OC-FileId": f"{path.stat().st_ino:08}ocfake"}
+        headers = {"ETag": etag, "OC-ETag": etag, "OC-FileId": f"{state.id(path):08}ocfake"}
         if "X-OC-Mtime" in self.headers:
             headers["X-OC-MTime"] = "accepted"
         if self.headers.get("X-Hash") == "sha1" and self.command == "PUT":
@@ -483,11 +502,7 @@ class Handler(BaseHTTPRequestHandler):
         self.there(path)
         if "If-Match" in self.headers and self.headers["If-Match"] != f'"{self.state.etag(path)}"':
             raise Refused(412)
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-        self.state.properties.pop(path, None)
+        self.state.remove(path)
         self.state.touched(path)
         self.answer(204)
 
@@ -501,10 +516,9 @@ class Handler(BaseHTTPRequestHandler):
             if path in target.parents:
                 raise Refused(409)
             existed = target.exists()
-            if target.is_dir():
-                shutil.rmtree(target)
+            if existed:
+                self.state.remove(target)
             path.rename(target)
-            self.state.properties.pop(target, None)
             if (kept := self.state.properties.pop(path, None)) is not None:
                 self.state.properties[target] = kept
             self.state.touched(path)
