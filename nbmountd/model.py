@@ -133,6 +133,8 @@ class Capabilities:
     checksum_algorithm: str | None = None
     """Algorithm (hashlib name) whose digest the remote keeps of an upload, so that a lost answer can be settled."""
     max_name_bytes: int = 255
+    escapes_names: bool = False
+    """Names that the remote refuses or changes are written there as escapes.py does; `max_name_bytes` is of those."""
     max_file_size: int | None = None
     connections: int = 8
     """Requests that may be under way at once."""

@@ -11,13 +11,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "nbmountd"
 
-FOUNDATION = ("errors", "model", "threads", "log", "config", "units")
+FOUNDATION = ("errors", "model", "threads", "log", "config", "units", "escapes")
 CONTROL = (*FOUNDATION, "places", "control")
 
 ALLOWED: dict[str, tuple[str, ...]] = {
     # values and small tools: each knows only what stands before it
     "errors": (),
     "units": (),
+    "escapes": (),
     "model": ("errors",),
     "threads": ("errors",),
     "log": ("errors",),

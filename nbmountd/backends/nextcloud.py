@@ -23,7 +23,8 @@ from urllib.parse import quote, unquote_to_bytes
 
 import trio
 
-from nbmountd.backends import nextcloud_names, nextcloud_overlay
+from nbmountd import escapes
+from nbmountd.backends import nextcloud_overlay
 from nbmountd.backends.base import Body, NoTicket, Ticket
 from nbmountd.backends.http import SEND_PIECE, Answer, error_of
 from nbmountd.backends.multistatus import DAV, Resource
@@ -77,6 +78,7 @@ class NextcloudShare(WebDAVShare):
             stable_ids=True,
             propagating_versions=True,
             checksum_algorithm="sha1",
+            escapes_names=True,
         )
 
     # --- looking ---
@@ -311,10 +313,10 @@ class NextcloudAddresses(Addresses):
     """The addresses of names that a Nextcloud would refuse or change are written in another way."""
 
     def stored(self, name: str) -> str:
-        return nextcloud_names.stored(name)
+        return escapes.stored(name)
 
     def shown(self, name: str) -> str:
-        return nextcloud_names.shown(name)
+        return escapes.shown(name)
 
 
 class Location:

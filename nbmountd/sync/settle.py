@@ -14,6 +14,7 @@ from nbmountd.backends.base import Backend
 from nbmountd.disk.content import ContentStore
 from nbmountd.disk.database import Node
 from nbmountd.errors import LocalError, RemoteError, RemoteNotFound, RemoteProtocolError, RemoteUnavailable, StaleFile
+from nbmountd.escapes import stored_size
 from nbmountd.fs.adopt import base_values, gone, here_of, local_values, take
 from nbmountd.fs.conflicts import conflict_name
 from nbmountd.fs.nodes import Nodes
@@ -408,7 +409,9 @@ class Settle:
         self._emit("conflict", path, copy=nodes.local_path(node))
 
     def _copy_name(self, directory: int, name: str) -> str:
-        longest = self._nodes.capabilities.max_name_bytes
+        can = self._nodes.capabilities
+        longer_there = stored_size(name, escapes=can.escapes_names) - stored_size(name, escapes=False)
+        longest = can.max_name_bytes - longer_there
         return conflict_name(
             name, datetime.datetime.now(), self._nodes.name_is_taken(directory), max_bytes=max(40, min(255, longest))
         )

@@ -8,10 +8,10 @@ from contextlib import suppress
 import pytest
 import trio
 
-from nbmountd.backends.nextcloud_names import shown, stored
 from nbmountd.backends.webdav import WebDAVBackend
 from nbmountd.config import WebDAVOptions
 from nbmountd.errors import RemoteLocked, VersionMismatch
+from nbmountd.escapes import shown, stored
 from nbmountd.model import Entry
 from tests.backends.suite import BackendSuite, FolderOutside, Remote, at, free, upload
 from tests.servers import FakeNextcloud

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
 import re
+import shutil
 import stat
 import subprocess
 import time
@@ -156,6 +158,46 @@ def test_what_is_in_a_directory_keeps_modes_and_links_when_it_moves_here_or_else
 
     assert say(folder.mount / "f") == expected
     folder.daemon.sync(folder.mount)
+    assert (folder.status.parked, folder.status.conflicts) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["x" * 251, "\u00e4" * 125 + "y", "x" * 245 + "\\", "e\u0301" * 60], ids=len)
+@pytest.mark.parametrize("call", ["create", "mkdir", "symlink", "rename", "link"])
+def test_a_name_that_would_be_too_long_on_the_server_is_refused_when_it_is_made(folder: Rig, call: str, name: str) -> None:
+    """More than 250 bytes as it is written there: backslashes and separate accents take more than one."""
+    file = folder.mount / "file"
+    file.touch()
+    with pytest.raises(OSError) as refused:
+        match call:
+            case "create":
+                (folder.mount / name).touch()
+            case "mkdir":
+                (folder.mount / name).mkdir()
+            case "symlink":
+                (folder.mount / name).symlink_to("file")
+            case "rename":
+                file.rename(folder.mount / name)
+            case "link":
+                (folder.mount / name).hardlink_to(file)
+
+    assert refused.value.errno == errno.ENAMETOOLONG
+    assert os.listdir(folder.mount) == ["file"]
+
+
+def test_names_that_just_fit_or_are_forbidden_there_arrive_and_come_back(folder: Rig, server: FakeNextcloud) -> None:
+    names = {"x" * 250, "\u00e4" * 125, "x" * 244 + "\\", "not \udcff text", ".htaccess", "a.part", "b\nc", "e\u0301"}
+    for name in names:
+        (folder.mount / name).mkdir()
+        (folder.mount / name / name).write_text("1")
+    folder.daemon.sync(folder.mount)
+
+    with daemon_over({"cloud": mount_keys(server)}) as second:
+        there = second.path("cloud") / folder.mount.name
+        assert set(os.listdir(there)) == names
+        assert {(there / name / name).read_text() for name in names} == {"1"}
+    shutil.rmtree(folder.mount)
+    folder.daemon.sync()
+    assert not folder.root.exists()
     assert (folder.status.parked, folder.status.conflicts) == (0, 0)
 
 

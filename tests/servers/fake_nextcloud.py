@@ -433,10 +433,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_file_put(self, path: Path) -> None:
         state = self.state
         exists = path.exists()
-        if path.name.lower() == ".htaccess" or path.name.endswith((".part", ".filepart")) or "\\" in path.name:
-            raise Refused(400)
-        if len(os.fsencode(path.name)) > 250:
-            raise Refused(400)
+        self.check_name(path)
         if path.is_dir():
             raise Refused(409)
         if not path.parent.is_dir():
@@ -489,7 +486,15 @@ class Handler(BaseHTTPRequestHandler):
             headers["X-Hash-SHA1"] = hashlib.sha1(path.read_bytes()).hexdigest()
         self.answer(status, headers=headers)
 
+    @staticmethod
+    def check_name(path: Path) -> None:
+        name = path.name
+        odd = any(character < " " or character == "\\" or "\udc80" <= character <= "\udcff" for character in name)
+        if odd or name.lower() == ".htaccess" or name.lower().endswith((".part", ".filepart")) or len(os.fsencode(name)) > 250:
+            raise Refused(400)
+
     def do_file_mkcol(self, path: Path) -> None:
+        self.check_name(path)
         if path.exists():
             raise Refused(405)
         if not path.parent.is_dir():
@@ -509,6 +514,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_file_move(self, path: Path) -> None:
         self.there(path)
         target = self.destination()
+        self.check_name(target)
         with self.state.lock:
             self.check_target(target)
             if "If-Match" in self.headers and self.headers["If-Match"] != f'"{self.state.etag(path)}"':

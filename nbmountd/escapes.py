@@ -1,7 +1,8 @@
 """Names that a Nextcloud refuses or changes, written so that it keeps them, and read back: a program finds what it wrote.
 
-Pure. Refused are backslashes, control characters, `.htaccess`, `*.part` and `*.filepart`; letters with separate accents
-(NFD) are composed, so that one file would overwrite another (Nextcloud 32). What stands in the way is written as the sign
+Pure; of remotes it knows no more than that. Refused are backslashes, control characters, bytes that are not UTF-8, `.htaccess`,
+`*.part` and `*.filepart`; letters with separate accents (NFD) are composed, so that one file would overwrite another
+(Nextcloud 32). What stands in the way is written as the sign
 ESCAPE and its number; other clients see that. Everything else is as it is, on both sides: `shown(stored(name)) == name`
 for every name, `stored(shown(name)) == name` for every name that the server has.
 """
@@ -34,13 +35,22 @@ def shown(name: str) -> str:
     return name if _is_kept(meant) and shown(meant) == meant else meant
 
 
+def stored_size(name: str, *, escapes: bool) -> int:
+    """Bytes that the name takes on a remote, which `escapes` names or takes them as they are."""
+    return len((stored(name) if escapes else name).encode("utf-8", "surrogateescape"))
+
+
 def _is_kept(name: str) -> bool:
     """Whether the server takes the name and leaves it as it is."""
     return (
         unicodedata.is_normalized("NFC", name)
         and REFUSED_END.search(name) is None
-        and not any(character == "\\" or ord(character) < 32 for character in name)
+        and not any(_is_refused(character) for character in name)
     )
+
+
+def _is_refused(character: str) -> bool:
+    return character == "\\" or character < " " or "\udc80" <= character <= "\udcff"
 
 
 def _escaped(name: str) -> str:
@@ -56,7 +66,7 @@ def _escaped(name: str) -> str:
         )
         if character == ESCAPE:
             parts.append(ESCAPE * 2)
-        elif character == "\\" or ord(character) < 32 or at == dot or changes:
+        elif _is_refused(character) or at == dot or changes:
             parts.append(f"{ESCAPE}{ord(character):02x};")
         else:
             parts.append(character)
