@@ -50,7 +50,7 @@ def _is_kept(name: str) -> bool:
 
 
 def _is_refused(character: str) -> bool:
-    return character == "\\" or character < " " or "\udc80" <= character <= "\udcff"
+    return character in "\\\x7f" or character < " " or "\udc80" <= character <= "\udcff"
 
 
 def _escaped(name: str) -> str:

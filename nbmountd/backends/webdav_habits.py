@@ -34,6 +34,9 @@ class Habits:
     """MOVE into a missing directory is refused."""
     hides_dot_names: bool = False
     """Names that begin with a dot are stored and not listed: a file would seem to have been removed by others."""
+    control_names: bool = False
+    """Names with control characters are taken. lighttpd refuses them, WsgiDAV moves what is beside; sabre/dav 1.8 takes a
+    path with a line feed for an empty one, and a MOVE then removes the whole share."""
     not_in_destination: str = ""
     """Characters that the server takes for something else in Destination, so that a MOVE would hit another file."""
     dead_properties: bool | None = False
@@ -55,11 +58,14 @@ APACHE = Habits(
     strong_versions=True,
     honest_mkcol=True,
     honest_move=True,
+    control_names=True,
     dead_properties=True,
     move_keeps_version=True,
 )
-LIGHTTPD = replace(APACHE, name="lighttpd", tagged_if=False, dead_properties=None, move_keeps_version=False)
-NGINX = Habits("nginx", atomic_put=True, honest_mkcol=True, hides_dot_names=True)
+LIGHTTPD = replace(
+    APACHE, name="lighttpd", tagged_if=False, control_names=False, dead_properties=None, move_keeps_version=False
+)
+NGINX = Habits("nginx", atomic_put=True, honest_mkcol=True, hides_dot_names=True, control_names=True)
 WSGIDAV = Habits(
     "WsgiDAV",
     conditions=True,

@@ -279,6 +279,7 @@ class WebDAVShare:
         self, source: Place, target: Place, *, kind: Kind, version: Version | None, replaces: Version | None
     ) -> Entry:
         self._check_write(target)
+        self._check_path(source)
         await self._move(source, target, kind=kind, version=version, replaces=replaces)
         return await self._look_after(target)
 
@@ -420,6 +421,15 @@ class WebDAVShare:
             raise NameRefused(f"{self.habits.name} does not list names that begin with a dot: {name!r}")
         if name.startswith(TEMPORARY):
             raise NameRefused(f"names that begin with {TEMPORARY} are for uploads under way")
+        self._check_path(place)
+
+    def _check_path(self, place: Place) -> None:
+        """Raises NameRefused for what the server may take for something else, which a change would then hit."""
+        if self.habits.control_names:
+            return
+        for name in place.path:
+            if any(character < " " or character == "\x7f" for character in self._addresses.stored(name)):
+                raise NameRefused(f"{self.habits.name} may take a name with control characters for another one: {name!r}")
 
     def _may_be_destination(self, place: Place) -> bool:
         return not any(character in part for part in place.path for character in self.habits.not_in_destination)

@@ -52,17 +52,20 @@ class Quirks:
     """PROPPATCH stores a property of ours."""
     properties_move: bool = False
     """MOVE takes it along."""
+    control_names: str = "taken"
+    """What becomes of names with line feeds and tabs: taken, refused, or lost (what was sent is not where it belongs), or
+    harm (something else is gone)."""
 
 
 TABLE: dict[type[ServerProcess], Quirks] = {
-    #                       recognised as  PUT    If     cut    MKCOL  MOVE   dots   ETag      properties
+    #                       recognised as  PUT    If     cut    MKCOL  MOVE   dots   ETag      properties   control names
     ApacheServer: Quirks("Apache", True, True, True, True, True, True, "weak", True, True),
     NginxServer: Quirks("nginx", False, False, True, True, False, False, "", False),
-    LighttpdServer: Quirks("lighttpd", True, False, True, True, True, True, "strong", True, True),
-    WsgiDAVServer: Quirks("WsgiDAV", True, False, False, True, True, True, "bare", True, True),
-    RcloneServer: Quirks("unknown", False, False, False, False, True, True, "strong", False),
-    SabreServer: Quirks("sabre/dav", True, False, True, True, True, True, "strong", True, True),
-    FakeNextcloud: Quirks("Nextcloud", True, True, False, True, True, True, "strong", True, True),
+    LighttpdServer: Quirks("lighttpd", True, False, True, True, True, True, "strong", True, True, "refused"),
+    WsgiDAVServer: Quirks("WsgiDAV", True, False, False, True, True, True, "bare", True, True, "lost"),
+    RcloneServer: Quirks("unknown", False, False, False, False, True, True, "strong", False, control_names="lost"),
+    SabreServer: Quirks("sabre/dav", True, False, True, True, True, True, "strong", True, True, "harm"),
+    FakeNextcloud: Quirks("Nextcloud", True, True, False, True, True, True, "strong", True, True, "refused"),
 }
 
 
@@ -120,6 +123,25 @@ def strong(client: Client, name: str) -> str:
     return etag if etag.startswith('"') else f'"{etag}"'
 
 
+def control_names(client: Client, root: Path) -> str:
+    client.ask("MKCOL", "kept/")
+    client.put("kept/file", b"1")
+    outcomes = set()
+    for name in ("a\nb", "a\tb", "a\x01b"):
+        answers = {client.ask("MKCOL", f"kept/{name}/")[0]}
+        answers.add(client.ask("PUT", f"kept/{name}/x", b"1")[0])
+        answers.add(client.ask("MOVE", f"kept/{name}/x", Destination=client.url(f"kept/{name}/y"))[0])
+        if (root / "kept" / name / "y").exists():
+            outcomes.add("taken")
+        elif not (root / "kept" / "file").exists():
+            return "harm"
+        elif min(answers) >= 400:
+            outcomes.add("refused")
+        else:
+            outcomes.add("lost")
+    return max(outcomes, key=["taken", "refused", "lost"].index)
+
+
 def measure(server: ServerProcess) -> tuple[Quirks, Habits]:
     client, root = Client(server), server.root
     habits = recognise(client.ask("OPTIONS", "")[2], server.prefix)
@@ -150,7 +172,7 @@ def measure(server: ServerProcess) -> tuple[Quirks, Habits]:
     client.move("e", "f")
     quirks = Quirks(
         habits.name, put_conditions, tagged_if, atomic_put, honest_mkcol, honest_move, b"/.dot<" in listing, kind,
-        properties, client.has_property("f"),
+        properties, client.has_property("f"), control_names(client, root),
     )  # fmt: skip
     return quirks, habits
 
@@ -167,4 +189,5 @@ def test_a_server_behaves_as_its_row_says_and_no_habit_claims_more(tmp_path: Pat
     assert not habits.honest_mkcol or measured.honest_mkcol
     assert not habits.honest_move or measured.honest_move
     assert habits.hides_dot_names or measured.lists_dot_names
+    assert not habits.control_names or measured.control_names == "taken"
     assert habits.dead_properties is False or (measured.properties and measured.properties_move)

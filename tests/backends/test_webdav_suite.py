@@ -134,6 +134,21 @@ class TestLighttpd(WebDAVSuite):
 class TestSabre(WebDAVSuite):
     server_class = SabreServer
 
+    async def test_nothing_is_changed_below_a_name_that_the_server_takes_for_an_empty_one(self, remote: Remote) -> None:
+        """sabre/dav 1.8: a MOVE within a path that holds a line feed removes the whole share."""
+        remote.outside.mkdir("a\nb")
+        remote.outside.write("a\nb/file", b"1")
+        folder = at(await remote.backend.stat(free("a\nb")))
+        file = at(await remote.backend.stat(free("file", folder)), folder)
+        with pytest.raises(NameRefused):
+            await remote.backend.move(file, free("moved"), kind=Kind.FILE, version=None, replaces=None)
+        with pytest.raises(NameRefused):
+            await upload(remote.backend, free("new", folder), b"2")
+        with pytest.raises(NameRefused):
+            await remote.backend.remove(folder, kind=Kind.DIRECTORY, version=None)
+
+        assert remote.outside.read("a\nb/file") == b"1"
+
     @pytest.mark.parametrize("name", NAMES)
     async def test_a_name_comes_back_as_it_was_given(self, remote: Remote, name: str) -> None:
         """sabre/dav 1.8 on PHP 8.2 takes some UTF-8 for Latin-1 (mb_detect_encoding guesses) and stores another name.

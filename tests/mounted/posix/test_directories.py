@@ -277,7 +277,7 @@ ODD_NAMES = (
 )  # fmt: skip
 
 
-REFUSED_BY = {"nginx": r"\.", "lighttpd": r".*[\x00-\x1f\x7f]", "wsgidav": r".*[\n\t?;]"}
+REFUSED_BY = {"nginx": r"\."} | dict.fromkeys(("lighttpd", "wsgidav", "sabre", "rclone"), r".*[\x00-\x1f\x7f]")
 """Names that a server does not take, does not list, or takes for another one (backends/test_webdav_quirks.py)."""
 
 
