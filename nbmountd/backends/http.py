@@ -86,6 +86,9 @@ PROOF_LASTS = 2.0
 """Seconds after an answer for which its credential is taken to be good still. After a pause one request goes ahead alone, so
 that of a password that was revoked meanwhile the server hears once."""
 
+IDLE_PROOF_LASTS = 0.5
+"""The same while no request is under way: a burst that follows waits for the head of its first answer, and no longer."""
+
 PROOF_PATIENCE = 1.0
 """Seconds to wait for that one request, with a credential that was good before."""
 
@@ -279,6 +282,9 @@ class HTTPClient:
 
     def _is_proven(self, header: str | None) -> bool:
         """Whether the server has accepted it lately: else one request goes ahead."""
+        age = trio.current_time() - self._proven_at
+        if not self._levers and age >= IDLE_PROOF_LASTS:
+            self._proven_at = float("-inf")  # also for those that come while the first one of a burst is under way
         return header == self._proven and trio.current_time() - self._proven_at < PROOF_LASTS
 
     def _prove(self, header: str | None, turn: _Turn) -> None:

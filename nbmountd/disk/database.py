@@ -36,6 +36,9 @@ LOCK_TIMEOUT = 5.0
 RESIDENT_NODES = 20_000
 """Nodes kept in memory though nothing refers to them; about 1 KiB each. A guess: two large directories."""
 
+MOST_PARAMETERS = 500
+"""Of one statement; SQLite allows 999 at least."""
+
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE nodes (
@@ -403,6 +406,15 @@ class Database:
 
     def with_base_id(self, base_id: str) -> list[Node]:
         return self._many("WHERE base_id = ?", base_id)
+
+    def elsewhere(self, directory: int, base_ids: Sequence[str]) -> list[Node]:
+        """The nodes with one of these ids that have no base in the directory."""
+        found: list[Node] = []
+        for start in range(0, len(base_ids), MOST_PARAMETERS):
+            some = base_ids[start : start + MOST_PARAMETERS]
+            where = f"WHERE base_id IN ({', '.join('?' * len(some))}) AND base_parent IS NOT ?"
+            found += self._many(where, *some, directory)
+        return found
 
     def aliases(self, ino: int) -> list[Node]:
         """The further names of a file."""

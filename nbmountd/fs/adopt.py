@@ -59,7 +59,7 @@ def adopt(nodes: Nodes, directory: Node, entries: Iterable[Entry], mark: int) ->
             if _other_kind(nodes, node):
                 fresh.append(entry)
             changed = True
-        elif _is_another_version(nodes, node, entry):
+        elif is_another_version(nodes, node, entry):
             changed |= take(nodes, node, entry)
         else:
             _same(nodes, node, entry)
@@ -127,7 +127,8 @@ def here_of(nodes: Nodes, node: Node) -> Here:
     )  # fmt: skip
 
 
-def _is_another_version(nodes: Nodes, node: Node, entry: Entry) -> bool:
+def is_another_version(nodes: Nodes, node: Node, entry: Entry) -> bool:
+    """Whether the entry has other bytes than the base of the node."""
     if node.kind is not Kind.FILE:
         return False
     if node.base_version != entry.version:
@@ -162,7 +163,7 @@ def _renamed(
         return False
     node = left[old]
     untouched = here_of(nodes, node) is Here.SAME and not node.unsent_attributes and not node.link_of
-    if node.kind is not entry.kind or not untouched or _is_another_version(nodes, node, entry):
+    if node.kind is not entry.kind or not untouched or is_another_version(nodes, node, entry):
         return False
     del left[old]
     with nodes.database.transaction() as change:

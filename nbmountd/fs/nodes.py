@@ -253,6 +253,12 @@ class Nodes:
                 self.note_conflict(change, node, other.ino, other.size, other.mtime_ns)
         self.kernel.entry_changed(directory.ino, name)
 
+    def give_back(self, node: Node) -> None:
+        """An orphan is elsewhere on the remote: whoever knows where gives it that place."""
+        del self.orphans[node.ino]
+        with self.database.transaction() as change:
+            change.execute("UPDATE work SET token = NULL WHERE ino = ?", (node.ino,))
+
     # -- conflicts ----------------------------------------------------------------------------------------------------
 
     def name_is_taken(self, directory: int) -> Callable[[str], bool]:

@@ -12,6 +12,7 @@ import trio
 from nbmountd.backends.base import Backend
 from nbmountd.disk.database import Node
 from nbmountd.errors import LocalError, RemoteError, RemoteNotFound, RemoteTimeout, RemoteUnavailable
+from nbmountd.fs import moved
 from nbmountd.fs.adopt import adopt
 from nbmountd.fs.ahead import LARGEST_WINDOW, Walks
 from nbmountd.fs.nodes import Nodes
@@ -127,6 +128,11 @@ class Refresh:
                 return True
             if not self._is_still_at(directory, place):
                 return False  # what was listed may be another directory that has taken the old place
+            if moves := moved.suggested(self._nodes, directory, entries):
+                moves = await self._confirmed(moves)
+                if not self._is_still_at(directory, place):
+                    return False
+                moved.carry_out(self._nodes, directory, moves, mark)
             for unknown in adopt(self._nodes, directory, entries, mark):
                 self.forget(unknown)
             if directory.ino not in self._outdated:
@@ -135,6 +141,24 @@ class Refresh:
             return True
         finally:
             self._nodes.listing_ends(mark)
+
+    async def _confirmed(self, moves: list[moved.Move]) -> list[moved.Move]:
+        """Those of which the remote says that they are no longer where they were."""
+        there: dict[int, set[str | None] | None] = {}
+        for parent in {move.left for move in moves if move.left is not None}:
+            self.listings += 1
+            try:
+                there[parent] = {entry.id for entry in await self._backend.list(self._nodes.place(self._nodes.get(parent)))}
+            except RemoteNotFound:
+                there[parent] = set()
+            except (RemoteError, LocalError):
+                there[parent] = None
+        found = []
+        for move in moves:
+            ids = set() if move.left is None else there[move.left]
+            if ids is not None and move.node.base_id not in ids:
+                found.append(move)
+        return found
 
     def _is_still_at(self, directory: Node, place: Place) -> bool:
         try:

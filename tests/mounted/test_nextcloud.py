@@ -303,7 +303,7 @@ def test_after_a_revoked_password_exactly_one_request_fails_and_nothing_is_lost(
         folder = daemon.path("cloud") / "revoked"
         assert (folder / "there").read_text() == "cached"
         server.clear_requests()
-        time.sleep(2.1)  # a mount that is in use and quiet (http.PROOF_LASTS)
+        time.sleep(0.6)  # a mount that is in use, with nothing on its way (http.IDLE_PROOF_LASTS)
         server.hook(passwords=["new"])
         for number in range(13):  # each of them wants to be sent, by several workers
             (folder / f"unsent {number}").write_text("kept")
@@ -393,6 +393,70 @@ def test_a_file_renamed_elsewhere_is_the_same_file_here(folder: Rig) -> None:
         assert (folder.mount / "after").stat().st_ino == number
         assert (folder.mount / "after").read_bytes() == still_open.read() == b"x" * 1000
     assert folder.status.bytes_received - received < 100_000
+
+
+@pytest.mark.parametrize("first", ["new place", "old place"])
+def test_a_file_moved_to_another_directory_elsewhere_is_the_same_file_here(folder: Rig, first: str) -> None:
+    """Whichever of the two directories is looked at first; if that is the old one, as long as the file is open."""
+    folder = folder.below(first)
+    for name in ("", "a", "b"):
+        (folder.mount / name).mkdir()
+    (folder.mount / "a" / "before").write_bytes(b"x" * 100_000)
+    folder.daemon.sync(folder.mount)
+    number = (folder.mount / "a" / "before").stat().st_ino
+    with (folder.mount / "a" / "before").open("r+b", buffering=0) as still_open:
+        received = folder.status.bytes_received
+        (folder.root / "a" / "before").rename(folder.root / "b" / "after")
+        for name in ("b", "a") if first == "new place" else ("a", "b"):
+            folder.daemon.refresh(folder.mount / name)
+
+        assert (os.listdir(folder.mount / "a"), os.listdir(folder.mount / "b")) == ([], ["after"])
+        assert (folder.mount / "b" / "after").stat().st_ino == number
+        assert (folder.mount / "b" / "after").read_bytes() == still_open.read() == b"x" * 100_000
+        assert folder.status.bytes_received - received < 50_000
+        still_open.write(b" and more")
+    assert_safe_and_equal(folder)
+    assert (folder.root / "b" / "after").read_bytes() == b"x" * 100_000 + b" and more"
+
+
+def test_a_directory_moved_into_another_elsewhere_is_the_same_directory_here(folder: Rig) -> None:
+    (folder.mount / "a" / "deep").mkdir(parents=True)
+    (folder.mount / "b").mkdir()
+    (folder.mount / "a" / "deep" / "file").write_bytes(b"x" * 100_000)
+    folder.daemon.sync(folder.mount)
+    numbers = [path.stat().st_ino for path in (folder.mount / "a", folder.mount / "a" / "deep" / "file")]
+    os.listdir(folder.mount / "b")
+    (folder.mount / "a" / "deep" / "unsent").write_text("written before anybody knew")
+    received = folder.status.bytes_received
+
+    (folder.root / "a").rename(folder.root / "b" / "c")
+    folder.daemon.refresh(folder.mount / "b")
+
+    moved = folder.mount / "b" / "c"
+    assert [path.stat().st_ino for path in (moved, moved / "deep" / "file")] == numbers
+    assert (moved / "deep" / "file").read_bytes() == b"x" * 100_000
+    assert not (folder.mount / "a").exists()
+    assert folder.status.bytes_received - received < 50_000
+    assert_safe_and_equal(folder)
+    assert (folder.root / "b" / "c" / "deep" / "unsent").read_text() == "written before anybody knew"
+
+
+@pytest.mark.expects_log("429|degraded|offline|not everything could be sent")
+def test_a_server_that_says_too_many_requests_is_left_alone(server: FakeNextcloud) -> None:
+    server.hook()
+    with daemon_over({"cloud": {**mount_keys(server), "write_back_delay": 0.1}}, drain_timeout=0.5) as daemon:
+        os.listdir(daemon.path("cloud"))
+        server.hook(refuse={"PROPFIND": [429, 1000], "PUT": [429, 1000]})
+        server.clear_requests()
+        for number in range(5):
+            (daemon.path("cloud") / f"throttled {number}").write_text("kept")
+            daemon.ctl("refresh", str(daemon.path("cloud")))
+        daemon.wait_for_state("cloud", "degraded", "offline")
+        refused = server.every_request()
+    server.hook()
+
+    assert 1 <= len(refused) <= 8, refused  # what was under way together
+    assert all(line.endswith(" 429") for line in refused)
 
 
 def test_a_program_that_walks_finds_directories_listed_ahead_of_it(server: FakeNextcloud) -> None:

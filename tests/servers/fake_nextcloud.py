@@ -174,9 +174,12 @@ class State:
 def _fingerprint(directory: str) -> int:
     """Changes with anything below the directory, by whomever."""
     found = 0
-    with os.scandir(directory) as entries:
+    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
         for entry in entries:
-            status = entry.stat(follow_symlinks=False)
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:  # a test has taken it away just now
+                continue
             found ^= hash((entry.name, status.st_ino, status.st_size, int(status.st_mtime)))
             if entry.is_dir(follow_symlinks=False):
                 found ^= hash((entry.name, _fingerprint(entry.path)))
@@ -378,8 +381,8 @@ class Handler(BaseHTTPRequestHandler):
         if token in self.state.pages and not self.state.hooks.get("forget_pages"):
             self.multistatus(self.state.pages[token][offset : offset + count], {"X-NC-Paginate": "true"})
             return
-        self.there(path)
         with self.state.lock:
+            self.there(path)
             paths = [path]
             if path.is_dir() and self.headers.get("Depth") == "1":
                 paths += sorted(path.iterdir())
@@ -461,12 +464,13 @@ class Handler(BaseHTTPRequestHandler):
             if not exists:
                 target.unlink()
             return
-        if not exists:
-            if path.exists() and self.headers.get("If-None-Match") == "*":
-                target.unlink()
-                raise Refused(412)
-            target.replace(path)
-        self.finish_write(path, 204 if exists else 201)
+        with state.lock:
+            if not exists:
+                if not path.parent.is_dir() or (path.exists() and self.headers.get("If-None-Match") == "*"):
+                    target.unlink()
+                    raise Refused(412 if path.exists() else 404)
+                target.replace(path)
+            self.finish_write(path, 204 if exists else 201)
 
     def finish_write(self, path: Path, status: int) -> None:
         state = self.state
@@ -495,27 +499,29 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_file_mkcol(self, path: Path) -> None:
         self.check_name(path)
-        if path.exists():
-            raise Refused(405)
-        if not path.parent.is_dir():
-            raise Refused(409)
-        path.mkdir()
-        self.state.touched(path)
+        with self.state.lock:
+            if path.exists():
+                raise Refused(405)
+            if not path.parent.is_dir():
+                raise Refused(409)
+            path.mkdir()
+            self.state.touched(path)
         self.answer(201)
 
     def do_file_delete(self, path: Path) -> None:
-        self.there(path)
-        if "If-Match" in self.headers and self.headers["If-Match"] != f'"{self.state.etag(path)}"':
-            raise Refused(412)
-        self.state.remove(path)
-        self.state.touched(path)
+        with self.state.lock:
+            self.there(path)
+            if "If-Match" in self.headers and self.headers["If-Match"] != f'"{self.state.etag(path)}"':
+                raise Refused(412)
+            self.state.remove(path)
+            self.state.touched(path)
         self.answer(204)
 
     def do_file_move(self, path: Path) -> None:
-        self.there(path)
         target = self.destination()
         self.check_name(target)
         with self.state.lock:
+            self.there(path)
             self.check_target(target)
             if "If-Match" in self.headers and self.headers["If-Match"] != f'"{self.state.etag(path)}"':
                 raise Refused(412)
