@@ -488,10 +488,11 @@ class Steps:
         for child in self._nodes.database.base_children(directory.ino):
             if child.is_directory:
                 self._tell_again_below(change, child)
-            if child.removed or child.link_of is not None:
+            if child.removed:
                 continue
-            bits = UNSENT_MODE if child.kind is Kind.SYMLINK or child.mode != DEFAULT_MODES[child.kind] else 0
-            bits |= UNSENT_XATTRS if child.xattrs else 0
+            owner = self._nodes.owner(child)
+            bits = UNSENT_MODE if owner.kind is Kind.SYMLINK or owner.mode != DEFAULT_MODES[owner.kind] else 0
+            bits |= UNSENT_XATTRS if owner.xattrs else 0
             if bits & ~child.unsent_attributes:
                 change.update(child, unsent_attributes=child.unsent_attributes | bits, changed_at=now)
 
