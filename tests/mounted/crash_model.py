@@ -143,7 +143,7 @@ def look(root: Path) -> dict[str, Item]:
     found: dict[str, Item] = {}
     for directory, _, _ in os.walk(root):
         for entry in os.scandir(directory) if ".DAV" not in directory else ():
-            if entry.name == ".DAV":  # Apache keeps properties there
+            if entry.name in (".DAV", ".sabredav"):  # Apache and sabre/dav keep properties there
                 continue
             path = Path(entry.path)
             status = path.lstat()
