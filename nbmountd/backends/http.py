@@ -117,12 +117,40 @@ class Incoming:
         self.headers: Mapping[str, str] = response.headers
         self.received = 0
         self._response = response
+        body = getattr(response, "_fp", None)
+        plain = isinstance(body, http.client.HTTPResponse) and "content-encoding" not in self.headers
+        self._plain: http.client.HTTPResponse | None = body if plain else None
 
     def pieces(self, size: int = PIECE) -> Iterator[memoryview]:
-        """The body in order, `size` bytes at a time, decoded if it came compressed. Each view is valid until the next."""
-        while data := self._response.read(size):
-            self.received += len(data)
-            yield memoryview(data)
+        """The body in order, `size` bytes at a time, decoded if it came compressed. Each view is valid until the next.
+
+        What is not compressed goes past urllib3 into one buffer: its `read` makes and joins new `bytes` for each piece, of
+        which a chunked body costs most. The checks of `read` are made here: a body that ends too soon is an error.
+        """
+        if self._plain is None:
+            while data := self._response.read(size):
+                self.received += len(data)
+                yield memoryview(data)
+            return
+        view = memoryview(bytearray(size))
+        while count := self._read_into(self._plain, view):
+            self.received += count
+            yield view[:count]
+
+    def at_end(self) -> bool:
+        """Whether nothing of the body is left, so that the connection can serve again. Reads on to find out."""
+        if self._plain is None:
+            return not self._response.read(1)
+        return not self._read_into(self._plain, memoryview(bytearray(1)))
+
+    def _read_into(self, body: http.client.HTTPResponse, view: memoryview) -> int:
+        try:
+            count = body.readinto(view)
+            if not count and body.length:
+                raise http.client.IncompleteRead(b"", body.length)
+        except (http.client.HTTPException, OSError) as exc:
+            raise ProtocolError("the connection broke", exc) from exc
+        return count
 
     def as_it_comes(self) -> Iterator[bytes]:
         """The body in order, in pieces as the server sends them: for bodies that never end."""
@@ -424,15 +452,15 @@ class _Exchange:
             content = bytearray()
             if receive is not None and 200 <= response.status < 300:
                 receive(incoming)
-                rest = response.read(1)
+                ended = incoming.at_end()
             else:
-                rest = b""
+                ended = True
                 for piece in incoming.pieces(SMALL_BODY):
                     content += piece
                     if len(content) > SMALL_BODY:
-                        rest = b"cut"
+                        ended = False
                         break
-            if rest:
+            if not ended:
                 response.close()
                 if receive is None and response.status < 300:
                     raise RemoteProtocolError(f"{self._what}: an answer of more than {SMALL_BODY} bytes")

@@ -619,13 +619,12 @@ class FileSystem:
             raise StaleFile(f"inode {ino} is not open")
         return content
 
-    async def read(self, ino: int, start: int, size: int) -> bytes:
-        """The bytes, short at the end of the file. Waits for the remote at most for the mount's deadline."""
+    async def read(self, ino: int, start: int, size: int) -> bytes | memoryview:
+        """The bytes, short at the end of the file; a view is valid until the next read of any file, so it is used without an
+        await in between. Waits for the remote at most for the mount's deadline."""
         content = self.content(ino)
         data = self.reads.read_now(content, start, size)
-        if data is None:
-            data = await self.reads.read(content, start, size)
-        return data
+        return await self.reads.read(content, start, size) if data is None else data
 
     def write(self, ino: int, offset: int, data: bytes) -> int:
         """Takes the bytes; when it returns, the death of this process loses nothing of them."""

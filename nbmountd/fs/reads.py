@@ -7,7 +7,7 @@ reader waits for and fetches ahead have runners of their own, so that one does n
 
 from __future__ import annotations
 
-import os
+import errno
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -37,6 +37,8 @@ LARGEST_PIECE = 32 * 2**20
 """Of a reader with that window: a Nextcloud takes 50 ms for a request whatever its size, and gives 8 MiB in 50 ms more."""
 AHEAD_PIECE = 8 * 2**20
 """Longest single request that somebody waits for, and ahead of a reader who has not read much yet."""
+LARGEST_READ = 2**20
+"""Bytes that the kernel asks for at once (fuse/agreement.py); a larger read, of nobody but tests, makes the buffer larger."""
 STREAMS = 4
 REORDER = 2 * 2**20
 """The kernel's own read-ahead (1 MiB where it could be raised) asks out of order by this much."""
@@ -98,22 +100,25 @@ class Reads:
         self._deadline = deadline
         self._remote_changed = remote_changed
         self._active: dict[int, Activity] = {}
+        self._buffer = memoryview(bytearray(LARGEST_READ))
         self._urgent_send, self._urgent = trio.open_memory_channel[Fetch](float("inf"))
         self._ahead_send, self._ahead = trio.open_memory_channel[Fetch](float("inf"))
 
     # -- for readers --------------------------------------------------------------------------------------------------
 
-    def read_now(self, content: Content, start: int, size: int) -> bytes | None:
-        """The bytes if they are here and the disk need not be waited for; else None."""
+    def read_now(self, content: Content, start: int, size: int) -> bytes | memoryview | None:
+        """The bytes if they are here and the disk need not be waited for; else None. A view is valid until the next call."""
         self._follow(content, start, min(start + size, content.size))
         if content.missing(start, start + size):
             return None
+        if len(self._buffer) < size:
+            self._buffer = memoryview(bytearray(size))
         try:
-            return content.read(start, size, os.RWF_NOWAIT)
+            return content.read_now(self._buffer, start, size)
         except BlockingIOError:
             return None
         except OSError as exc:
-            if exc.errno != 95:  # EOPNOTSUPP: this file system cannot say; then it is simply read
+            if exc.errno != errno.EOPNOTSUPP:  # this file system cannot say; then it is simply read
                 raise
             return content.read(start, size)
 

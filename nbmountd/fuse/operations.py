@@ -378,7 +378,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         return pyfuse3.FileInfo(fh=self._handle(node.ino, writing=True), keep_cache=True), self._entry(node)
 
     @_guarded
-    async def read(self, handle: int, offset: int, size: int) -> bytes:
+    async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
         return await self.fs.read(self._inode(handle), offset, size)
 
     @_guarded

@@ -361,7 +361,7 @@ class Run:
 
     async def check_reading(self, node: Node) -> None:
         expected = bytes(self.content_of(node))
-        data = await self.world.fs.read(node.ino, 0, len(expected) + 100)
+        data = bytes(await self.world.fs.read(node.ino, 0, len(expected) + 100))
         assert data == expected, f"{node.name} reads {data[:80]!r}, not {expected[:80]!r}"
 
     async def do_link(self, path: str, target: str) -> None:

@@ -482,7 +482,7 @@ class World:
         node = await self.find(path)
         self.fs.open(node.ino, writing=False, truncate=False)
         try:
-            return await self.fs.read(node.ino, 0, node.size)
+            return bytes(await self.fs.read(node.ino, 0, node.size))
         finally:
             self.fs.close_file(node.ino, writing=False)
 
