@@ -1,6 +1,6 @@
 """Brings missing bytes of base versions here: one fetch a gap, shared by all who wait, and ahead of sequential readers.
 
-State: for each content the fetches under way (`Fetch`), and the streams of readers seen (`Stream`). A fetch writes to the
+State: for each content the fetches under way (`Fetch`), and the streams of readers seen (streams.py). A fetch writes to the
 sparse file in its own thread and reports to the loop what has come; waiters look again after each report. Fetches that a
 reader waits for and fetches ahead have runners of their own, so that one does not starve the other.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,20 +29,15 @@ from nbmountd.errors import (
     VersionMismatch,
 )
 from nbmountd.fs.nodes import Nodes
+from nbmountd.fs.streams import Pace, Streams
 from nbmountd.model import Version
 
-FIRST_WINDOW = 2**20
-"""Ahead of a reader that begins at offset 0."""
-LARGEST_WINDOW = 128 * 2**20
-LARGEST_PIECE = 32 * 2**20
-"""Of a reader with that window: a Nextcloud takes 50 ms for a request whatever its size, and gives 8 MiB in 50 ms more."""
-AHEAD_PIECE = 8 * 2**20
-"""Longest single request that somebody waits for, and ahead of a reader who has not read much yet."""
+URGENT_PIECE = 8 * 2**20
+"""Longest single request that somebody waits for."""
+SUMMED = 128 * 2**10
+"""Requests end where blocks with a checksum do (disk/cache.py): who gets a part of one reads it again to sum it."""
 LARGEST_READ = 2**20
 """Bytes that the kernel asks for at once (fuse/agreement.py); a larger read, of nobody but tests, makes the buffer larger."""
-STREAMS = 4
-REORDER = 2 * 2**20
-"""The kernel's own read-ahead (1 MiB where it could be raised) asks out of order by this much."""
 WHOLE_FILE = 256 * 2**10
 """Files up to this size are fetched whole at the first read: one request either way."""
 
@@ -59,20 +55,11 @@ class Fetch:
 
 
 @dataclass(eq=False)
-class Stream:
-    """A reader that goes forward: where it is, how much it has read, how far we have asked ahead of it."""
-
-    next: int
-    read: int
-    ahead: int
-
-
-@dataclass(eq=False)
 class Activity:
     """What goes on for one content."""
 
+    streams: Streams
     fetches: list[Fetch] = field(default_factory=list)
-    streams: list[Stream] = field(default_factory=list)
     progress: trio.Event = field(default_factory=trio.Event)
     held: trio.Event | None = None
     """While not None nothing is fetched; set when that is over."""
@@ -100,6 +87,7 @@ class Reads:
         self._deadline = deadline
         self._remote_changed = remote_changed
         self._active: dict[int, Activity] = {}
+        self._pace = Pace()
         self._buffer = memoryview(bytearray(LARGEST_READ))
         self._urgent_send, self._urgent = trio.open_memory_channel[Fetch](float("inf"))
         self._ahead_send, self._ahead = trio.open_memory_channel[Fetch](float("inf"))
@@ -206,10 +194,13 @@ class Reads:
     # -- asking -------------------------------------------------------------------------------------------------------
 
     def _activity(self, content: Content) -> Activity:
-        return self._active.setdefault(content.node.ino, Activity())
+        activity = self._active.get(content.node.ino)
+        if activity is None:
+            activity = self._active[content.node.ino] = Activity(Streams(self._pace))
+        return activity
 
     def _request(
-        self, content: Content, start: int, stop: int, *, urgent: bool, piece: int = AHEAD_PIECE
+        self, content: Content, start: int, stop: int, *, urgent: bool, piece: int = URGENT_PIECE
     ) -> list[Fetch]:
         """The fetches that will bring [start, stop): those under way, and new ones for the rest."""
         activity = self._activity(content)
@@ -226,7 +217,8 @@ class Reads:
         if wanted and not ranged:
             wanted.add(0, content.base_size)  # also when a part is here already: a whole file is all that can be asked for
         for begin, end in wanted:
-            step = piece if ranged else end - begin
+            step = -(-(end - begin) // -(-(end - begin) // piece)) if ranged else end - begin  # none of them a small rest
+            step += -step % SUMMED
             for at in range(begin, end, step):
                 fetch = Fetch(content, at, min(at + step, end), at, urgent)
                 activity.fetches.append(fetch)
@@ -236,30 +228,13 @@ class Reads:
         return under_way
 
     def _follow(self, content: Content, start: int, stop: int) -> None:
-        """Notes a read, and asks ahead of a reader that goes forward: never more than half of what it has read so far
-        (all of it, when it began at the start of the file), so that scattered reads cost little more than they ask."""
+        """Notes a read, and asks ahead of a reader that goes forward (streams.py says how far)."""
         if content.present.covers(0, content.base_size) or content.base_stop == 0 or content.node.base_parent is None:
             return
-        streams = self._activity(content).streams
-        for stream in streams:
-            if stream.next - REORDER <= start <= stream.next + max(REORDER, stream.read // 4):
-                break
-        else:
-            stream = Stream(start, 0, stop)
-            streams.append(stream)
-            if len(streams) > STREAMS:
-                del streams[0]
-        stream.read += stop - start
-        stream.next = max(stream.next, stop)
-        from_start = stream.read >= stream.next
-        window = max(FIRST_WINDOW, stream.read) if from_start else stream.read // 2 if stream.read > stop - start else 0
-        target = min(stream.next + min(window, LARGEST_WINDOW), content.base_stop)
-        begin = max(stream.ahead, stop)
-        piece = min(LARGEST_PIECE, max(AHEAD_PIECE, window // 4))
-        enough = target - begin >= min(window // 2, piece) > 0
-        if (enough or (window and target == content.base_stop > begin)) and self._activity(content).held is None:
-            self._request(content, begin, target, urgent=False, piece=piece)
-            stream.ahead = target
+        activity = self._activity(content)
+        ahead = activity.streams.follow(start, stop, content.base_stop, held=activity.held is not None)
+        if ahead is not None:
+            self._request(content, ahead.start, ahead.stop, urgent=False, piece=ahead.piece)
 
     # -- fetching -----------------------------------------------------------------------------------------------------
 
@@ -299,6 +274,7 @@ class Reads:
         activity = self._activity(content)
         fill = self._store.fill(content, fetch.start)
         lock, open_ = threading.Lock(), True
+        asked, first, last = time.monotonic(), 0.0, 0.0
 
         def note() -> None:
             fill.note()
@@ -306,6 +282,9 @@ class Reads:
             activity.report()
 
         def sink(piece: memoryview) -> None:
+            nonlocal first, last
+            last = time.monotonic()
+            first = first or last
             with lock:  # a thread that was left behind must not write to a descriptor that is another file's by now
                 if not open_:
                     raise RemoteTimeout("nobody waits for these bytes any more")
@@ -323,6 +302,7 @@ class Reads:
             fill.close()
         if fill.at != fetch.stop:
             raise RemoteProtocolError(f"{fill.at - fetch.start} bytes came of {fetch.stop - fetch.start}")
+        self._pace.measured(first - asked, fetch.stop - fetch.start, last - first)
 
 
 def _length(ranges: Iterable[tuple[int, int]]) -> int:
