@@ -85,6 +85,9 @@ class D4ScienceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 class NextcloudOptions(WebDAVOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Own keys of `backend = "nextcloud"`: those of webdav. `url` may be the address of the web pages."""
 
+    connections: Connections = 16
+    """At most: 8 to begin with, more while that does not make answers slower (backends/parallel.py)."""
+
 
 class B2DROPOptions(NextcloudOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Own keys of `backend = "b2drop"`: EUDAT's Nextcloud."""

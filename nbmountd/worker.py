@@ -57,6 +57,8 @@ from nbmountd.sync.steps import Steps
 
 URGENT_FETCHES, AHEAD_FETCHES = 6, 3
 """Runners for fetches that somebody waits for, and for fetches ahead of readers."""
+STEPS_AT_ONCE = 16
+"""Of the engine; the policy lets as many to the remote as are good for it, others read, hash or clean up meanwhile."""
 LISTINGS_AHEAD = 6
 """Listings side by side ahead of a program that walks a tree; the policy keeps a connection for others."""
 QUOTA_EVERY = 60.0
@@ -213,7 +215,7 @@ async def _serve(start: WorkerStart) -> None:
         service.start_soon(dump_on_signal, operations.describe_in_flight)
         if not start.degraded:
             service.start_soon(engine.run)
-        for _ in range(max(1, min(6, nodes.capabilities.connections - 2))):
+        for _ in range(STEPS_AT_ONCE):
             service.start_soon(engine.run_worker)
         async with trio.open_nursery() as intake:
             await intake.start(partial(_intake, operations, start, ending))

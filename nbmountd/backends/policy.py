@@ -6,7 +6,8 @@ It knows nothing of what the requests mean beyond whether they change something.
   is too long. Time in which we ourselves (sink, body) are slow does not count.
 - Retries: what changes nothing, and what was surely not carried out. A change `in_doubt` is never sent twice. A read that
   is repeated goes on where it was. Pauses are exponential with full jitter; Retry-After counts for every request.
-- Connections: `capabilities.connections`, of which uploads cannot take all, nor reads: each can always go on.
+- Connections: at most `capabilities.connections`, of which uploads cannot take all, nor reads: each can always go on. How
+  many changes at once are good for the remote is found out (parallel.py).
 - Health: offline and unauthenticated fail at once instead of after a deadline. `run()` alone looks for the end of it, with
   one probe (`connect`) at a time.
 """
@@ -27,6 +28,7 @@ import trio
 from nbmountd.backends.base import Backend, Body, Change, Piece, Sink, Telling, Ticket
 from nbmountd.backends.health import Event, HealthState
 from nbmountd.backends.hygiene import fit, fit_entries
+from nbmountd.backends.parallel import Parallel
 from nbmountd.errors import RemoteError, RemoteTimeout, RemoteUnavailable, RemoteUnsupported, Unauthenticated
 from nbmountd.model import Attributes, Capabilities, Entry, Health, Kind, Place, Quota, Version
 
@@ -42,6 +44,10 @@ LONGEST_OBEYED_WAIT = 300.0
 """Of a Retry-After: a wrong or hostile one must not stop a mount for a year."""
 ANSWER_BYTES_PER_SECOND = 10_000_000
 """After the last byte of an upload a server may still assemble, hash and copy it: so much longer it may take. A guess."""
+LOOKS_AT_ONCE = 8
+"""Reads and questions: few large ones are as fast as many."""
+SMALL = 256 * 1024
+"""Bytes up to which an upload says something of what a request costs, and not of the line."""
 PROBE_DEADLINE = 6.0
 PROBE_PAUSE = 3.0
 """Deadline and pause together keep the promise that a remote that is back is noticed within 10 s, also when a probe
@@ -149,6 +155,7 @@ class PolicyBackend:
         self._everything = trio.CapacityLimiter(2)
         self._looks = trio.CapacityLimiter(1)
         self._changes = trio.CapacityLimiter(1)
+        self._parallel = Parallel(1)
         self._share_connections()
 
     # --- what is known of the remote ---
@@ -398,7 +405,9 @@ class PolicyBackend:
                     async with self._connection(changes=call.changes):
                         self._refuse_if_away()
                         self._refuse_if_asked_to_wait()
+                        began = trio.current_time()
                         result = await attempt()
+                        self._answered(call, trio.current_time() - began)
                 except RemoteError as error:
                     if call.progress.error is not None:
                         raise
@@ -456,6 +465,9 @@ class PolicyBackend:
         """`tried`: the credential's fingerprint when the attempt began. One that came since was not refused."""
         if isinstance(error, (_Down, _Refused)):
             return  # nothing was sent
+        if isinstance(error, RemoteUnavailable):
+            self._parallel.complained()
+            self._changes.total_tokens = self._parallel.limit
         if isinstance(error, RemoteUnavailable) and error.retry_after is not None:
             wait = min(error.retry_after, LONGEST_OBEYED_WAIT)
             self._not_before = max(self._not_before, trio.current_time() + wait)
@@ -488,8 +500,14 @@ class PolicyBackend:
         """An upload may have to read while it holds its connection: so even of one connection we make two."""
         total = max(2, self._capabilities.connections)
         self._everything.total_tokens = total
-        self._looks.total_tokens = total - 1
-        self._changes.total_tokens = max(1, total - max(1, total // 4))
+        self._looks.total_tokens = min(total - 1, LOOKS_AT_ONCE)
+        self._parallel.allow(max(1, total - max(1, total // 4)))
+        self._changes.total_tokens = self._parallel.limit
+
+    def _answered(self, call: _Call, seconds: float) -> None:
+        if call.changes and call.progress.bytes <= SMALL:
+            self._parallel.answered(call.verb, seconds, wanted=self._changes.statistics().tasks_waiting > 0)
+            self._changes.total_tokens = self._parallel.limit
 
     @asynccontextmanager
     async def _connection(self, *, changes: bool) -> AsyncIterator[None]:

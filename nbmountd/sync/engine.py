@@ -49,7 +49,8 @@ OPEN_DELAY = 300.0
 LOOK_SHARE = 10
 """At most one part in so many of the time goes into looking for work."""
 LARGE = 8 * 2**20
-"""Uploads from this size on leave one worker free for everything else."""
+"""Uploads from this size on are few at once, and leave one worker free for everything else."""
+LARGE_AT_ONCE = 5
 FINAL = (RemoteDenied, RemoteTooLarge, NameRefused, RemoteUnsupported, StaleFile, FileTooLarge)
 """Errors that time alone does not heal: the work is parked. Whatever else is wrong is looked at again."""
 CURABLE = (RemoteDenied, RemoteTooLarge)
@@ -286,7 +287,7 @@ class Engine:
         """The next step in the plan's order; large uploads only if a worker stays free for the rest."""
         if self._away():
             return None
-        room = self._ready_large and self._large_running < max(1, self._workers - 1)
+        room = self._ready_large and self._large_running < max(1, min(LARGE_AT_ONCE, self._workers - 1))
         if room and (not self._ready or self._ready_large[0][0] < self._ready[0][0]):
             return (*self._ready_large.popleft(), True)
         return (*self._ready.popleft(), False) if self._ready else None
