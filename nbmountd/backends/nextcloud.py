@@ -21,8 +21,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from urllib.parse import quote, unquote_to_bytes
 
-import trio
-
 from nbmountd import escapes
 from nbmountd.backends import nextcloud_overlay
 from nbmountd.backends.base import Body, NoTicket, Ticket
@@ -142,9 +140,14 @@ class NextcloudShare(WebDAVShare):
     async def _put_new(self, place: Place, body: Body, second: int) -> Entry:
         """A small new file, with its checksum: so it is read twice. X-Hash has the server say what has reached it."""
         path = self._addresses.path(place)
-        sha1 = await trio.to_thread.run_sync(_sha1_of, body)
-        headers = {"X-OC-Mtime": str(second), "OC-Checksum": f"SHA1:{sha1}", "X-Hash": "sha1", "If-None-Match": "*"}
-        answer = await self._client.put(path, headers, body)
+        sha1 = ""
+
+        def headers() -> dict[str, str]:
+            nonlocal sha1
+            sha1 = _sha1_of(body)
+            return {"X-OC-Mtime": str(second), "OC-Checksum": f"SHA1:{sha1}", "X-Hash": "sha1", "If-None-Match": "*"}
+
+        answer = await self._client.put_with(path, headers, body)
         if answer.status == 412:
             raise RemoteExists(f"{place} exists already")
         if answer.status >= 300:

@@ -7,7 +7,7 @@ send two to six requests each. So only `execute_request` and what it uses is use
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -105,6 +105,11 @@ class WebDAVClient:
 
     async def put(self, path: str, headers: Mapping[str, str], body: bytes | Body) -> Answer:
         return await self.http.request("PUT", self.http.origin + path, headers=headers, body=body)
+
+    async def put_with(self, path: str, headers: Callable[[], Mapping[str, str]], body: Body) -> Answer:
+        """As `put`, with headers that are made in the thread that sends: they may read the body and rewind it."""
+        url = self.http.origin + path
+        return await self.http.perform(f"PUT {path}", lambda send: send("PUT", url, headers(), body), body)
 
     async def _control(
         self,

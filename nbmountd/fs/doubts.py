@@ -7,9 +7,10 @@ says nothing of the name that it aimed at, and no other step goes there. It know
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from nbmountd.disk.database import Database
+from nbmountd.disk.database import Database, Transaction
 
 UPLOAD, MAKE, MOVE = "upload", "make", "move"
 
@@ -51,15 +52,20 @@ class Doubts:
         """Names in a directory that may mean what one of our steps made of them."""
         return {doubt.name for doubt in self._open.values() if doubt.parent == parent}
 
-    def begin(self, doubt: Doubt) -> None:
-        """To be called before the step is sent. Raises sqlite3.Error: then it must not be sent."""
-        if self._open.get(doubt.ino) == doubt:
+    def begin(self, doubt: Doubt, *others: Callable[[Transaction], None]) -> None:
+        """To be called before the step is sent. Raises sqlite3.Error: then it must not be sent. `others` note what else belongs
+        to the same transaction."""
+        known = self._open.get(doubt.ino) == doubt
+        if known and not others:
             return
         with self._database.transaction() as change:
-            change.execute(
-                "INSERT OR REPLACE INTO doubts (ino, kind, parent, name, version, layer) VALUES (?, ?, ?, ?, ?, ?)",
-                (doubt.ino, doubt.kind, doubt.parent, os.fsencode(doubt.name), doubt.version, doubt.layer),
-            )
+            if not known:
+                change.execute(
+                    "INSERT OR REPLACE INTO doubts (ino, kind, parent, name, version, layer) VALUES (?, ?, ?, ?, ?, ?)",
+                    (doubt.ino, doubt.kind, doubt.parent, os.fsencode(doubt.name), doubt.version, doubt.layer),
+                )
+            for other in others:
+                other(change)
         self._open[doubt.ino] = doubt
 
     def end(self, ino: int) -> None:

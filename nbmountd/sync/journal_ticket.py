@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import trio
 
-from nbmountd.disk.database import Database
+from nbmountd.disk.database import Database, Transaction
 
 
 def begun(database: Database, ino: int) -> int | None:
@@ -41,20 +41,20 @@ class JournalTicket:
     def token(self) -> str | None:
         return self._token
 
-    def begin(self) -> None:
+    def begin(self, change: Transaction) -> None:
         """Notes that these layers are being sent."""
         if self._token is None:
-            self._store("")
+            self._store("", change)
 
     async def remember(self, token: str) -> None:
         """Durably stores `token`: a loss of power does not cost the parts that were sent."""
         self._token = token
-        self._store(token)
+        with self._database.transaction() as change:
+            self._store(token, change)
         await trio.to_thread.run_sync(self._database.sync, self._database.commits)
 
-    def _store(self, token: str) -> None:
-        with self._database.transaction() as change:
-            change.execute(
-                "INSERT INTO work (ino, token) VALUES (?, ?) ON CONFLICT (ino) DO UPDATE SET token = excluded.token",
-                (self._ino, self._key + token),
-            )
+    def _store(self, token: str, change: Transaction) -> None:
+        change.execute(
+            "INSERT INTO work (ino, token) VALUES (?, ?) ON CONFLICT (ino) DO UPDATE SET token = excluded.token",
+            (self._ino, self._key + token),
+        )

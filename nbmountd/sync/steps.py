@@ -278,9 +278,8 @@ class Steps:
                 await snapshot.fetch_all()  # the remote's old bytes are gone with the first new one
             await snapshot.fetch_some()  # a further name, or cut shorter and nothing else: how would it be known again?
             ticket = JournalTicket(self._nodes.database, snapshot.top, node.ino)
-            self._nodes.doubts.begin(Doubt(node.ino, UPLOAD, step.at.parent, step.at.name, version, snapshot.top))
-            if node.link_of is None:
-                ticket.begin()
+            doubt = Doubt(node.ino, UPLOAD, step.at.parent, step.at.name, version, snapshot.top)
+            self._nodes.doubts.begin(doubt, *([ticket.begin] if node.link_of is None else []))
             if version is not None and replaced is node and can.ranged_writes and snapshot.layers:
                 entry = await self._backend.write_ranges(
                     place, snapshot.pieces(), snapshot.size, replaces=version, attributes=attributes
