@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from nbmountd.disk.database import Database, Transaction
 
-UPLOAD, MAKE, MOVE = "upload", "make", "move"
+UPLOAD, MAKE, MOVE, ATTRIBUTES = "upload", "make", "move", "attributes"
 
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A step for node `ino` that was to bring it to `name` in the directory `parent`.
+    """A step for node `ino` that was to bring it to `name` in the directory `parent`, or to change it there.
 
     `version` is that of the file which an upload was to replace there, None if there was none; `layer` the newest layer that
     went along, 0 if none.

@@ -201,6 +201,31 @@ def test_names_that_just_fit_or_are_forbidden_there_arrive_and_come_back(folder:
     assert (folder.status.parked, folder.status.conflicts) == (0, 0)
 
 
+@pytest.mark.expects_log("degraded")
+def test_a_time_whose_answer_was_lost_is_ours_all_the_same(folder: Rig, server: FakeNextcloud) -> None:
+    """The ETag changes with the time. That is no change by others, also if the file is written to before this is known."""
+    for name, later in (("kept", ""), ("written", " and more")):
+        file = folder.mount / name
+        file.write_text("1")
+        folder.daemon.sync(folder.mount)
+        number = file.stat().st_ino
+        server.hook(lose={"PROPPATCH": 1})
+        server.clear_requests()
+
+        os.utime(file, ns=(MTIME * 10**9 + 123_456_789,) * 2)
+        eventually(lambda: any(line.startswith("PROPPATCH") for line in server.every_request()), 30, "the answer is lost")
+        with file.open("a") as appending:
+            appending.write(later)
+        folder.daemon.sync(folder.mount)
+        folder.daemon.refresh(folder.mount)
+
+        assert file.stat().st_ino == number
+        assert file.read_text() == "1" + later
+        if not later:
+            assert file.stat().st_mtime_ns == MTIME * 10**9 + 123_456_789
+    assert_safe_and_equal(folder)
+
+
 def test_content_of_one_size_and_second_written_twice_arrives(folder: Rig) -> None:
     file = folder.mount / "table"
     for content in (b"aaaa", b"bbbb", b"cccc"):
