@@ -85,8 +85,10 @@ class D4ScienceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 class NextcloudOptions(WebDAVOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Own keys of `backend = "nextcloud"`: those of webdav. `url` may be the address of the web pages."""
 
-    connections: Connections = 16
-    """At most: 8 to begin with, more while that does not make answers slower (backends/parallel.py)."""
+    connections: Connections = 10
+    """At most: 8 to begin with, more while that does not make answers slower (backends/parallel.py). No more than the refused
+    log-ins that a Nextcloud forgives: a revoked password is refused to all that are under way, and the eleventh within half an
+    hour locks out everybody behind our address."""
 
 
 class B2DROPOptions(NextcloudOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
