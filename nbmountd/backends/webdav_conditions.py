@@ -85,10 +85,8 @@ class Conditions:
         only asked before may have changed when the request arrives, and somebody else's bytes would be overwritten. Raises
         VersionMismatch, RemoteNotFound. `again` is called before `send` is called once more.
         """
+        await self.grown(place, version)
         tag = strong_tag(version) if self._habits.conditions and not self._weak_for_ever else None
-        if tag is not None and self.tag(version) is None:
-            await self.must_have(place, version)  # else there is nothing to wait for
-            await trio.sleep(WEAK_TIME)
         for last in (False, True) if tag is not None else ():
             answer = await send({"If-Match": f'"{tag}"'})
             if answer.status != 412:
@@ -100,6 +98,15 @@ class Conditions:
         self._weak_for_ever = tag is not None or self._weak_for_ever
         await self.must_have(place, version)
         return await send({})
+
+    async def grown(self, place: Place, version: Version) -> None:
+        """Returns when the ETag of `version` at `place` should be strong. Raises VersionMismatch, RemoteNotFound."""
+        if not self._habits.conditions or self._weak_for_ever or strong_tag(version) is None or self.tag(version) is not None:
+            return
+        await self.must_have(place, version)  # else there is nothing to wait for
+        await trio.sleep(WEAK_TIME)
+        self._young.discard(version)
+        self._less_young.discard(version)
 
     async def must_have(self, place: Place, version: Version) -> Entry:
         """The entry at `place`. Raises VersionMismatch if it has another version."""

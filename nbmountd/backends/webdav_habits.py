@@ -20,6 +20,8 @@ class Habits:
 
     No server tests and changes in one step: of two PUTs at the same moment on the same condition Apache carries out both.
     """
+    turns: bool = False
+    """Of two MKCOLs of one name one is refused, however close they come: so nbmountds can take turns (webdav_turns.py)."""
     tagged_if: bool = False
     """`If: <target> (["etag"])` is honoured on MOVE. WsgiDAV and sabre/dav 1.8 ignore it, lighttpd refuses any."""
     atomic_put: bool = False
@@ -52,6 +54,7 @@ class Habits:
 APACHE = Habits(
     "Apache",
     conditions=True,
+    turns=True,
     tagged_if=True,
     atomic_put=True,
     move_if_match=True,
@@ -63,7 +66,7 @@ APACHE = Habits(
     move_keeps_version=True,
 )
 LIGHTTPD = replace(
-    APACHE, name="lighttpd", tagged_if=False, control_names=False, dead_properties=None, move_keeps_version=False
+    APACHE, name="lighttpd", turns=False, tagged_if=False, control_names=False, dead_properties=None, move_keeps_version=False
 )
 NGINX = Habits("nginx", atomic_put=True, honest_mkcol=True, hides_dot_names=True, control_names=True)
 WSGIDAV = Habits(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import replace
 
 import trio
@@ -20,11 +20,12 @@ from nbmountd.backends.base import Body, Change, NoTicket, Piece, Sink, Ticket
 from nbmountd.backends.http import Answer, error_of
 from nbmountd.backends.multistatus import DAV, Resource
 from nbmountd.backends.webdav_client import BASIC_PROPERTIES, OVERLAY_PROPERTIES, QUOTA_PROPERTIES, WebDAVClient
-from nbmountd.backends.webdav_conditions import UNSURE, Conditions
+from nbmountd.backends.webdav_conditions import UNSURE, Conditions, SendOn
 from nbmountd.backends.webdav_entries import Addresses, Directory, entry_of, parse_date, parse_etag
 from nbmountd.backends.webdav_habits import Habits
 from nbmountd.backends.webdav_overlay import PROPERTY, Overlay, bounded, parse, seen, update_body, wanted
 from nbmountd.backends.webdav_reads import Reads
+from nbmountd.backends.webdav_turns import Turns
 from nbmountd.config import WebDAVOptions
 from nbmountd.errors import (
     NameRefused,
@@ -54,6 +55,12 @@ Apache tests the condition of a PUT when it begins and not again when it ends (2
 the body is lost). So a body that takes its time goes to a name beside, and the condition is tested at the MOVE.
 """
 
+TURN_LIMIT = 64 * 1024
+"""The same where nbmountds take turns: a turn lasts as long as the body, and no longer than webdav_turns.LONGEST."""
+
+TURN = TEMPORARY + "turn"
+"""The collection that a turn is. It begins as the others do, so that no nbmountd shows it."""
+
 REFUSALS = frozenset({400, 403, 405, 409, 413, 415, 422, 501, 507})
 """Answers to PROPPATCH that mean "not this property", now and later."""
 
@@ -79,6 +86,7 @@ class WebDAVShare:
         self._overlay = overlay
         self._conditions = Conditions(habits, self.stat)
         self._reads = Reads(client, addresses, self._conditions)
+        self._turns = Turns(client, addresses, TURN)
 
     @property
     def root_url(self) -> str:
@@ -155,16 +163,19 @@ class WebDAVShare:
         self, place: Place, body: Body, *, replaces: Version | None, attributes: Attributes, ticket: Ticket
     ) -> Entry:
         self._check_write(place)
-        direct = self.habits.atomic_put and body.size <= DIRECT_LIMIT
+        direct = self.habits.atomic_put and body.size <= (TURN_LIMIT if self.habits.turns else DIRECT_LIMIT)
         if self._options.atomic_replace is not None:
             direct = self._options.atomic_replace
         if direct or not self._may_be_destination(place):
-            entry = await self._put_straight(place, body, replaces)
-            try:
-                return await self._with_attributes(place, entry, attributes)
-            except RemoteError as exc:
-                exc.in_doubt = True  # the content is there
-                raise
+            if replaces is not None:
+                await self._conditions.grown(place, replaces)
+            async with self._alone_at(_above(place)):
+                entry = await self._put_straight(place, body, replaces)
+                try:
+                    return await self._with_attributes(place, entry, attributes)
+                except RemoteError as exc:
+                    exc.in_doubt = True  # the content is there
+                    raise
 
         async def finish(beside: Place) -> Entry | None:
             if not self._overlay:
@@ -230,14 +241,15 @@ class WebDAVShare:
             except RemoteError as exc:
                 exc.in_doubt = False  # the target was not touched
                 raise
-            await self._move(beside, place, kind=Kind.FILE, replaces=replaces)
+            async with self._alone_at(_above(place)):
+                await self._move(beside, place, kind=Kind.FILE, replaces=replaces)
+                if entry is None or entry.version is None or not self.habits.move_keeps_version:
+                    return await self._look_after(place, size=size)
         except BaseException:
             with trio.move_on_after(3, shield=True), suppress(RemoteError):
                 await self._client.delete(self._addresses.path(beside), {})
             raise
-        if entry is not None and entry.version is not None and self.habits.move_keeps_version:
-            return replace(entry, name=place.name)
-        return await self._look_after(place, size=size)
+        return replace(entry, name=place.name)
 
     async def write_ranges(
         self, place: Place, pieces: Sequence[Piece], size: int, *, replaces: Version, attributes: Attributes
@@ -280,8 +292,15 @@ class WebDAVShare:
     ) -> Entry:
         self._check_write(target)
         self._check_path(source)
-        await self._move(source, target, kind=kind, version=version, replaces=replaces)
-        return await self._look_after(target)
+        if version is not None and kind is not Kind.DIRECTORY and self.habits.move_if_match:
+            await self._conditions.grown(source, version)
+        places = [_above(source), _above(target)]
+        if kind is Kind.DIRECTORY:
+            places += [source] if replaces is None else [source, target]  # so that nobody's upload into it is under way
+        async with self._alone_at(*places):
+            await self._move(source, target, kind=kind, version=version, replaces=replaces)
+            self._turns.moved(source, target)
+            return await self._look_after(target)
 
     async def _move(
         self, source: Place, target: Place, *, kind: Kind, version: Version | None = None, replaces: Version | None
@@ -333,19 +352,13 @@ class WebDAVShare:
 
         try:
             if directory:
-                # DELETE takes everything below with it.
-                resources, itself, _ = await self._resources(place)
-                if resources:
-                    raise RemoteExists(f"{place} is not empty")
-                etag = parse_etag(itself.properties.get(DAV + "getetag"))
-                known = etag is not None and not etag[1] and self.habits.conditions
-                answer = await send({"If-Match": f'"{etag[0]}"'} if known and etag else {})
-                if answer.status == 412:
-                    raise RemoteExists(f"{place} has changed since it was seen to be empty")
-            elif version is None:
-                answer = await send({})
+                async with self._alone_at(place):
+                    answer = await self._remove_empty(place, send)
             else:
-                answer = await self._conditions.if_version(place, version, send)
+                if version is not None:
+                    await self._conditions.grown(place, version)
+                async with self._alone_at(_above(place)):
+                    answer = await (self._conditions.if_version(place, version, send) if version else send({}))
         except RemoteNotFound:
             return
         if answer.status in (404, 410):
@@ -354,6 +367,22 @@ class WebDAVShare:
             raise RemoteLocked(f"DELETE {path}: the server could not remove all of it")
         if answer.status >= 300:
             raise error_of(answer, f"DELETE {path}")
+
+    async def _remove_empty(self, place: Place, send: SendOn) -> Answer:
+        """DELETE takes everything below with it, so only what has been seen to be empty and has not changed since goes."""
+        resources, itself, _ = await self._resources(place)
+        if any(name != TURN or not self.habits.turns for name, _ in resources):
+            raise RemoteExists(f"{place} is not empty")
+        etag = parse_etag(itself.properties.get(DAV + "getetag"))
+        headers: dict[str, str] = {}
+        if etag is not None and self.habits.turns and self.habits.tagged_if:  # weak ETags will do: our turn has just made it so
+            headers["If"] = f'<{self._addresses.url(place, directory=True)}> (["{etag[0]}"])'
+        elif etag is not None and not etag[1] and self.habits.conditions:
+            headers["If-Match"] = f'"{etag[0]}"'
+        answer = await send(headers)
+        if answer.status == 412:
+            raise RemoteExists(f"{place} has changed since it was seen to be empty")
+        return answer
 
     async def set_attributes(self, place: Place, attributes: Attributes, *, kind: Kind) -> Entry:
         self._check_write(place)
@@ -397,6 +426,10 @@ class WebDAVShare:
 
     # --- small parts ---
 
+    def _alone_at(self, *directories: Place) -> AbstractAsyncContextManager[None]:
+        """In it no other nbmountd changes names in the directories, where servers let us see to that."""
+        return self._turns.at(*directories) if self.habits.turns else nullcontext()
+
     async def _not_there(self, answer: Answer, place: Place, *, directory: bool = False) -> RemoteError:
         """The error that `answer` to PROPFIND means. Below a file Apache answers 400 instead of 404, lighttpd 403."""
         path = self._addresses.path(place, directory=directory)
@@ -407,9 +440,9 @@ class WebDAVShare:
         return error_of(answer, f"PROPFIND {path}")
 
     async def _holds_anything(self, place: Place) -> bool:
-        """Whether there is anything in the directory, shown to programs or not."""
+        """Whether there is anything in the directory, shown to programs or not, but for our turn there."""
         resources, _, _ = await self._resources(place)
-        return bool(resources)
+        return any(name != TURN or not self.habits.turns for name, _ in resources)
 
     def _check_write(self, place: Place) -> None:
         if self._read_only:
@@ -489,8 +522,14 @@ class WebDAVShare:
     async def _remove_if_stale(self, place: Place, resource: Resource, answer: Answer) -> None:
         now = parse_date(answer.headers.get("date"))
         mtime = parse_date(resource.properties.get(DAV + "getlastmodified"))
-        if self._read_only or resource.collection or now is None or mtime is None or now - mtime < TEMPORARY_AGE:
+        if resource.collection and place.name != TURN:
+            return
+        if self._read_only or now is None or mtime is None or now - mtime < TEMPORARY_AGE:
             return
         log.info("removing %s, left over by an upload of more than a day ago", place)
         with suppress(RemoteError):
             await self._client.delete(self._addresses.path(place), {})
+
+
+def _above(place: Place) -> Place:
+    return Place(place.path[:-1])

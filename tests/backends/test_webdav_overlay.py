@@ -186,13 +186,16 @@ async def test_setting_attributes_does_not_look_like_a_change_of_content(server:
 
 
 async def test_requests_of_an_upload(apache: ServerProcess) -> None:
-    """The ETag has to be asked for on Apache; the property costs one request more, and none when there is nothing to say."""
+    """The ETag has to be asked for on Apache; the property costs one request more, and none when there is nothing to say.
+
+    A turn (webdav_turns.py) costs an MKCOL and a DELETE, shared by the uploads of one moment in one directory.
+    """
     async with mounted(apache, "count") as backend:
         await upload(backend, free("a"), b"1", attributes=Attributes(mode=0o644))
         await upload(backend, free("b"), b"1", attributes=Attributes(mode=0o644, mtime_ns=MTIME))
         await backend.make_directory(free("d"), Attributes(mode=0o755, mtime_ns=MTIME))
 
-    expected = [*CONNECTING, "PUT", "PROPFIND", "PUT", "PROPFIND", "PROPPATCH", "MKCOL"]
+    expected = [*CONNECTING, "MKCOL", "PUT", "PROPFIND", "DELETE", "MKCOL", "PUT", "PROPFIND", "PROPPATCH", "DELETE", "MKCOL"]
     assert await methods(apache, len(expected), "count") == expected
 
 
