@@ -61,6 +61,9 @@ TURN_LIMIT = 64 * 1024
 TURN = TEMPORARY + "turn"
 """The collection that a turn is. It begins as the others do, so that no nbmountd shows it."""
 
+TURN_AGE = 60
+"""Seconds by the server's own clock after which a turn seen in a listing is one of a killed process, and removed."""
+
 REFUSALS = frozenset({400, 403, 405, 409, 413, 415, 422, 501, 507})
 """Answers to PROPPATCH that mean "not this property", now and later."""
 
@@ -522,13 +525,17 @@ class WebDAVShare:
     async def _remove_if_stale(self, place: Place, resource: Resource, answer: Answer) -> None:
         now = parse_date(answer.headers.get("date"))
         mtime = parse_date(resource.properties.get(DAV + "getlastmodified"))
-        if resource.collection and place.name != TURN:
+        turn = self.habits.turns and place.name == TURN
+        if self._read_only or now is None or mtime is None or (resource.collection and not turn):
             return
-        if self._read_only or now is None or mtime is None or now - mtime < TEMPORARY_AGE:
+        if now - mtime < (TURN_AGE if turn else TEMPORARY_AGE):
             return
-        log.info("removing %s, left over by an upload of more than a day ago", place)
+        log.info("removing %s, left over by an upload of %d s ago", place, now - mtime)
+        headers: dict[str, str] = {}
+        if turn and (etag := parse_etag(resource.properties.get(DAV + "getetag"))) is not None:
+            headers["If"] = f'<{self._addresses.url(place, directory=True)}> (["{etag[0]}"])'  # not the next one of that name
         with suppress(RemoteError):
-            await self._client.delete(self._addresses.path(place), {})
+            await self._client.delete(self._addresses.path(place, directory=bool(resource.collection)), headers)
 
 
 def _above(place: Place) -> Place:

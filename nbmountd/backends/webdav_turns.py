@@ -35,8 +35,11 @@ SHARED = 2.0
 LONGEST = 5.0
 """Seconds for what one change does in its turn."""
 
-STALE = 10.0
-"""Seconds after which a turn seen unchanged is taken for one of a killed process. More than SHARED and LONGEST together."""
+ENDING = 3.0
+"""Seconds in which ending a turn is tried again."""
+
+STALE = 12.0
+"""Seconds after which a turn seen unchanged is taken for one of a killed process. More than those three together."""
 
 PATIENCE = 20.0
 """Seconds to wait for a turn; then the step is tried again later."""
@@ -127,8 +130,8 @@ class Turns:
     async def _end(self, directory: Place, turn: _Turn) -> None:
         turn.open = False
         if turn.exists:
-            with trio.move_on_after(3, shield=True), suppress(RemoteError):
-                await self._client.delete(self._path(turn.directory), {})
+            with trio.move_on_after(ENDING, shield=True):
+                await self._remove(self._path(turn.directory))
         now = trio.current_time()
         if now - turn.since >= SHARED:
             self._rest_until[directory.path] = now + PAUSE
@@ -171,6 +174,14 @@ class Turns:
                 elif there != seen:
                     seen, seen_since = there, now
             await trio.sleep(random.uniform(0.2, 0.8) * PAUSE)
+
+    async def _remove(self, path: str) -> None:
+        while True:
+            with suppress(RemoteError):
+                answer = await self._client.delete(path, {})
+                if answer.status < 500 and answer.status not in (423, 429):
+                    return
+            await trio.sleep(PAUSE)
 
     async def _look(self, path: str) -> tuple[str, str] | None:
         """What tells the collection from the next of that name; None if there is none."""

@@ -1,8 +1,9 @@
 """A proxy before a WebDAV server that spoils one request of each case, at one point, and forwards all others.
 
 A case is a directory whose name says what happens to the requests below it: "KIND-N-PHASE..." spoils the N-th request
-(from 1, counted from `arm` on) for a name in the directory; requests about the directory itself are not counted. What a
-Nextcloud gathers in a folder of its `uploads/` counts for the name in the Destination that the folder was made with.
+(from 1, counted from `arm` on) for a name in the directory; requests about the directory itself, and for the turn in it
+(webdav_turns.py), are not counted. What a Nextcloud gathers in a folder of its `uploads/` counts for the name in the
+Destination that the folder was made with.
 
 KIND: "lost" (no answer), "cut" (a cut body), "stall" (silence for `stall` seconds, then no answer), "length" (a length that
 is not true), or a status. PHASE, how far the request came:
@@ -30,6 +31,7 @@ from urllib.parse import unquote
 KINDS = ("lost", "cut", "stall", "length", "412", "423", "429", "500", "503", "507")
 PHASES = (0, 1, 2, 3)
 CASE = re.compile(r"/(lost|cut|stall|length|\d{3})-(\d+)-(\d)[^/]*/[^/]")
+TURN = ".nbmountd-upload-turn"
 UPLOAD = re.compile(r"/uploads/[^/]+/([^/]+)")
 
 
@@ -64,7 +66,7 @@ class FaultProxy:
         if (upload := UPLOAD.search(path)) is not None:
             path = self._folders.setdefault(upload[1], destination or "")
         found = CASE.search(unquote(path))
-        if found is None or not self.armed.is_set():
+        if found is None or TURN in path or not self.armed.is_set():
             return None
         kind, number, phase = found[1], int(found[2]), int(found[3])
         case = found[0].split("/")[1]
