@@ -421,9 +421,12 @@ class FileSystem:
 
     def _unsent_of_further_names(self, change: Transaction, node: Node, bits: int, now: float) -> None:
         """On the remote every name of a file is a file of its own: what is to be told of one is to be told of all."""
-        for alias in self.nodes.database.aliases(node.ino) if self.nodes.aliases[node.ino] else ():
+        for alias in self._further_names(node):
             if not alias.local_only:
                 change.update(alias, unsent_attributes=alias.unsent_attributes | bits, changed_at=now)
+
+    def _further_names(self, node: Node) -> list[Node]:
+        return self.nodes.database.aliases(node.ino) if self.nodes.aliases[node.ino] else []
 
     def atime_ns(self, node: Node) -> int:
         """When the file was last read, as far as a program has said so."""
@@ -531,7 +534,7 @@ class FileSystem:
             state = self.sync.state(node)
             if state is not None:
                 return state
-        if node.to_send:
+        if node.to_send or any(alias.to_send for alias in self._further_names(node)):
             return FileState.DIRTY
         if node.changed_at or node.kind is not Kind.FILE or node.size == 0:
             return FileState.SAFE  # it was changed here, and the remote has confirmed it

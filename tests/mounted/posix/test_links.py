@@ -104,6 +104,14 @@ def test_every_name_of_a_file_arrives_as_a_file_of_its_own(folder: Rig) -> None:
     folder.daemon.sync(folder.mount)
     second = {name: (folder.root / name).read_bytes() for name in listed(folder.root)}
 
+    def state() -> bytes:
+        return os.getxattr(folder.mount / "one", "user.nbmountd.state")
+
+    before = state()
+    os.link(folder.mount / "one", folder.mount / "three")
+    assert (before, state()) == (b"safe", b"dirty"), "it is safe when all of its names are"
+    (folder.mount / "three").unlink()
+
     assert first == {"one": b"linked", "two": b"linked"}
     assert second == {"one": b"linked and changed", "two": b"linked and changed"}
 
