@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.conftest import Rig
-from tests.mounted.programs.conftest import LARGE, Run
+from tests.mounted.programs.conftest import LARGE, LIMIT, Run
 
 NEEDED = ("pytest-jupyter[server]>=0.7", "pytest-timeout", "pytest-console-scripts", "ipykernel", "flaky", "requests")
 
@@ -40,5 +40,5 @@ def test_its_contents_tests_pass_with_their_root_on_the_mount(folder: Rig, run: 
     assert passed and int(passed[1]) > 300, said
     assert "failed" not in said
     assert any((folder.mount / "jupyter").rglob("*.ipynb")), "they ran elsewhere"
-    folder.daemon.sync(folder.mount, timeout=300)
+    folder.daemon.sync(folder.mount, timeout=LIMIT)
     shutil.rmtree(folder.mount / "jupyter")

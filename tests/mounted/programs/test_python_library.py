@@ -20,7 +20,7 @@ import pytest
 
 from tests.mounted.conftest import Rig
 from tests.mounted.kernel import same_tree
-from tests.mounted.programs.conftest import sized
+from tests.mounted.programs.conftest import LIMIT, sized
 
 COUNTER = """if True:
     import sys
@@ -38,11 +38,11 @@ COUNTER = """if True:
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_filelock_lets_one_process_count_at_a_time(folder: Rig, kind: str) -> None:
     pytest.importorskip("filelock", reason="filelock is not installed")
-    path, count = folder.mount / "counter", sized(50, 1000)
+    path, count = folder.mount / "counter", sized(50, 300)
     path.write_text("0")
 
     counters = [subprocess.Popen([sys.executable, "-c", COUNTER, path, kind, str(count)]) for _ in range(3)]
-    assert [counter.wait(100) for counter in counters] == [0, 0, 0]
+    assert [counter.wait(LIMIT) for counter in counters] == [0, 0, 0]
 
     assert path.read_text() == str(3 * count)
 
@@ -63,7 +63,7 @@ def test_lmdb_is_written_by_two_processes_and_read_by_a_third(folder: Rig, way: 
     path, count = folder.mount / "data", sized(50, 1000)
     with lmdb.open(str(path), map_size=16 << 20, writemap=way == "map") as reader:
         writers = [subprocess.Popen([sys.executable, "-c", LMDB_WRITER, path, way, name, str(count)]) for name in "ab"]
-        assert [writer.wait(100) for writer in writers] == [0, 0]
+        assert [writer.wait(LIMIT) for writer in writers] == [0, 0]
         with reader.begin() as view:
             found = {bytes(key).decode(): bytes(value) for key, value in view.cursor()}
 
