@@ -32,7 +32,7 @@ def test_its_contents_tests_pass_with_their_root_on_the_mount(folder: Rig, run: 
     sources = next(path for path in tmp_path.glob("jupyter_server-*") if path.is_dir())
 
     said = run(
-        python, "-m", "pytest", "-q", "-o", "addopts=", "-o", "log_cli=false", "-o", "timeout=100",
+        python, "-m", "pytest", "-q", "-o", "addopts=", "-o", "log_cli=false", "-o", "timeout=600",  # copying a large directory
         f"--basetemp={folder.mount}/jupyter", "tests/services/contents", cwd=sources,
     )  # fmt: skip
 
