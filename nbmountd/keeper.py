@@ -63,8 +63,8 @@ class Rhythm:
     short_life: float = 0.5
     killed_pause: float = 0.1
     """A worker that was killed (SIGKILL: the OOM killer, a person, our own watch) did nothing wrong that we know of: it is
-    replaced at once, after this pause if it had served shorter than `short_life`, and only `outage` ends that. All other
-    deaths count:"""
+    replaced at once, after this pause if it was the second in turn that had served shorter than `short_life`, and only
+    `outage` ends that. All other deaths count:"""
     deaths: int = 10
     window: float = 60.0
     """so many within so long, and the mount is only read from then on (`WorkerStart.degraded`); so many again, and it is given
@@ -135,6 +135,8 @@ class Keeper:
         self._live_since: float | None = None
         """Since when this worker has answered file operations; None: not yet."""
         self._outage_since = 0.0
+        self._short_lives = 0
+        """Killed workers in turn that had not served for long."""
         self._served = trio.Event()
         """Set when the next worker has answered."""
         self._unwanted = trio.Event()
@@ -343,7 +345,8 @@ class Keeper:
             ending = await self._serve_once(holding, resume=resume)
             if self._unwanted.is_set():
                 return
-            if mounted.is_ours and not await self._in_thread(partial(_is_ours, mounted.path)):
+            # Who was killed did not see the mount go; the next one does, if it went just then.
+            if mounted.is_ours and not ending.killed and not await self._in_thread(partial(_is_ours, mounted.path)):
                 self._unwanted.set()
                 self._set("unmounted", f"unmounted from outside; `nbmountctl mount {self.mount.name}` brings it back")
                 return
@@ -381,7 +384,8 @@ class Keeper:
             raise StateError(f"no worker has served for {rhythm.outage:g} s, the last one: {ending.reason}")
         if ending.killed:
             lived = self._live_since is not None and now - self._live_since > rhythm.short_life
-            return 0.0 if lived else rhythm.killed_pause
+            before, self._short_lives = self._short_lives, 0 if lived else self._short_lives + 1
+            return rhythm.killed_pause if before and not lived else 0.0
         deaths.append(now)
         while deaths[0] < now - rhythm.window:
             deaths.popleft()

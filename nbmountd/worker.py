@@ -65,6 +65,8 @@ QUOTA_EVERY = 60.0
 ANSWER_GRACE = 1.0
 """Seconds for the answer to `Stop` to get out before the process ends."""
 HOUSEKEEPING_EVERY = 1.0
+FIRST_HOUSEKEEPING = 0.25
+"""Seconds. It settles the journal of an earlier worker, which every start has to read until then."""
 
 _log = get_logger(__name__)
 
@@ -197,28 +199,29 @@ async def _serve(start: WorkerStart) -> None:
     async with trio.open_nursery() as service:
         listener = trio.socket.fromfd(start.control_fd, trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
         os.close(start.control_fd)
-        service.start_soon(serve_requests, listener, answers.answer)
-        service.start_soon(_watch_lifeline, start.lifeline_fd, service.cancel_scope)
-        service.start_soon(backend.run)
-        service.start_soon(_connect, backend, nodes, engine, fs)
-        service.start_soon(refresh.run)
-        for _ in range(LISTINGS_AHEAD):
-            service.start_soon(refresh.run_ahead)
-        service.start_soon(Feed(nodes, backend, refresh).run)
-        service.start_soon(_refresh_wanted, news, nodes, refresh)
-        for _ in range(URGENT_FETCHES):
-            service.start_soon(partial(reads.run, urgent=True))
-        for _ in range(AHEAD_FETCHES):
-            service.start_soon(partial(reads.run, urgent=False))
-        service.start_soon(_housekeeping, nodes, store, budgets[0])
-        service.start_soon(_watch_quota, backend, fs)
-        service.start_soon(dump_on_signal, operations.describe_in_flight)
-        if not start.degraded:
-            service.start_soon(engine.run)
-        for _ in range(STEPS_AT_ONCE):
-            service.start_soon(engine.run_worker)
         async with trio.open_nursery() as intake:
             await intake.start(partial(_intake, operations, start, ending))
+            # All else after the first requests: when a worker has died, somebody waits for their answers.
+            service.start_soon(serve_requests, listener, answers.answer)
+            service.start_soon(_watch_lifeline, start.lifeline_fd, service.cancel_scope)
+            service.start_soon(backend.run)
+            service.start_soon(_connect, backend, nodes, engine, fs)
+            service.start_soon(refresh.run)
+            for _ in range(LISTINGS_AHEAD):
+                service.start_soon(refresh.run_ahead)
+            service.start_soon(Feed(nodes, backend, refresh).run)
+            service.start_soon(_refresh_wanted, news, nodes, refresh)
+            for _ in range(URGENT_FETCHES):
+                service.start_soon(partial(reads.run, urgent=True))
+            for _ in range(AHEAD_FETCHES):
+                service.start_soon(partial(reads.run, urgent=False))
+            service.start_soon(_housekeeping, nodes, store, budgets[0])
+            service.start_soon(_watch_quota, backend, fs)
+            service.start_soon(dump_on_signal, operations.describe_in_flight)
+            if not start.degraded:
+                service.start_soon(engine.run)
+            for _ in range(STEPS_AT_ONCE):
+                service.start_soon(engine.run_worker)
             notifier.start()
             _log.info("serving", resumed=start.resume or None)
         notifier.disarm()
@@ -327,8 +330,10 @@ async def _refresh_wanted(news: trio.MemoryReceiveChannel[int], nodes: Nodes, re
 
 async def _housekeeping(nodes: Nodes, store: ContentStore, budget: Budget) -> None:
     """Saves what was fetched, settles the journal, and makes the cache give way, once a second."""
+    pause = FIRST_HOUSEKEEPING
     while True:
-        await trio.sleep(HOUSEKEEPING_EVERY)
+        await trio.sleep(pause)
+        pause = HOUSEKEEPING_EVERY
         try:
             store.save_all_present()
             for call in store.settling():

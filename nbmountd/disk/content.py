@@ -18,7 +18,7 @@ import os
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -506,16 +506,18 @@ class ContentStore:
         self.unsent_bytes = sum(layer.extents.total for _, layer in layers.values())
         self._cache.recount()
 
-    def _delete_strays(self, known: Iterable[int]) -> None:
-        known = set(known)
-        strays = [
-            path for shard in self._directory.iterdir() for path in shard.iterdir()
-            if path.name.isdigit() and int(path.name) not in known
-        ]  # fmt: skip
-        if strays:
-            self._database.sync(self._database.commits)  # the absence of their rows
-        for path in strays:
-            path.unlink()
+    def _delete_strays(self, known: Container[int]) -> None:
+        """Files that no row mentions. Whoever starts is waited for, so all that needs an fsync first is done by `settling`."""
+        row = self._database.connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'layers'").fetchone()
+        newest = row[0] if row else 0
+        for shard in os.listdir(self._directory):
+            for name in os.listdir(self._directory / shard):
+                if not name.isdigit() or int(name) in known:
+                    continue
+                if int(name) > newest:  # its row was never committed: the next layer gets that number
+                    (self._directory / shard / name).unlink()
+                else:  # the absence of its row must be on the disk first
+                    self._doom(self._directory / shard / name)
 
     def recount(self) -> tuple[int, int]:
         """What `unsent_bytes` and `cached_bytes` must be, counted anew. Slow: for tests and doctors."""

@@ -19,8 +19,8 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 _RECORD = struct.Struct("<IB3xQQQqI4x")  # crc32 of the rest, kind, layer, offset, length, mtime_ns, crc32c of the bytes
 
@@ -37,11 +37,10 @@ class RecordKind(enum.IntEnum):
     """Only `mtime_ns` moved."""
 
 
-_KINDS = frozenset(RecordKind)
+_KINDS = {int(kind): kind for kind in RecordKind}
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     kind: RecordKind
     layer: int
     offset: int
@@ -96,9 +95,7 @@ class Journal:
     def records(self) -> Iterator[tuple[int, Record | None]]:
         """Every record with its sequence, oldest first; None for one that cannot be read."""
         for start in self._starts:
-            raw = self._file(start).read_bytes()
-            for number in range(len(raw) // _RECORD.size):
-                yield start + number, _decode(raw, number * _RECORD.size)
+            yield from enumerate(_decode(self._file(start).read_bytes()), start)
 
     def rotate(self) -> int:
         """Begins a new file; returns the sequence of its first record. Raises OSError, and then nothing has changed."""
@@ -151,11 +148,15 @@ class Journal:
         return os.open(self._file(start), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
-def _decode(raw: bytes, at: int) -> Record | None:
-    crc, kind, layer, offset, length, mtime_ns, checksum = _RECORD.unpack_from(raw, at)
-    if crc != zlib.crc32(raw[at + 4 : at + _RECORD.size]) or kind not in _KINDS:
-        return None
-    return Record(RecordKind(kind), layer, offset, length, mtime_ns, checksum)
+def _decode(raw: bytes) -> Iterator[Record | None]:
+    """Each whole record. A start waits for this, and there may be tens of thousands."""
+    whole = memoryview(raw)[: len(raw) - len(raw) % _RECORD.size]
+    at = 4
+    for crc, kind, *values in _RECORD.iter_unpack(whole):
+        known = _KINDS.get(kind)
+        sound = known is not None and crc == zlib.crc32(whole[at : at + _RECORD.size - 4])
+        yield Record(known, *values) if known is not None and sound else None
+        at += _RECORD.size
 
 
 def sync_directory(path: Path) -> None:

@@ -154,7 +154,7 @@ async def _shake_hands(kernel: socket.socket, number: int) -> None:
     answered = trio.Event()
     with trio.move_on_after(HANDSHAKE_TIMEOUT):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_main_until, answered, number)
+            nursery.start_soon(_main_until, answered, number, 1)
             await trio.lowlevel.wait_readable(kernel)
             answered.set()
     if not answered.is_set():
@@ -164,7 +164,7 @@ async def _shake_hands(kernel: socket.socket, number: int) -> None:
         raise RuntimeError(f"libfuse refused FUSE_INIT: {os.strerror(-error)}")
 
 
-async def _main_until(event: trio.Event, number: int) -> None:
+async def _main_until(event: trio.Event, number: int, most_tasks: int = 99) -> None:
     """Runs pyfuse3's loop until `event` or until it ends by itself.
 
     Its tasks are sent home by `notify_closing`, one after the other as they come to wait, until none is left. pyfuse3's
@@ -181,7 +181,7 @@ async def _main_until(event: trio.Event, number: int) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(end_main)
-        await pyfuse3.main()
+        await pyfuse3.main(max_tasks=most_tasks)
         nursery.cancel_scope.cancel()
 
 

@@ -640,3 +640,30 @@ def test_a_database_transaction_is_all_or_nothing_in_memory_too(rig: Rig) -> Non
     assert node.mode == 0
     rig.kill()
     assert rig.node().mode == 0
+
+
+def unsent_files(rig: Rig) -> list[Path]:
+    return sorted(path for path in (rig.state_dir / "unsent").rglob("*") if path.is_file())
+
+
+def test_files_without_a_row_are_deleted_after_the_start_and_those_that_never_had_one_at_once(rig: Rig) -> None:
+    """A start is waited for: no fsync in it. A number that was never committed is the next layer's."""
+    first = rig.new_file("first")
+    rig.write(first, 0, b"gone")
+    with rig.database.transaction() as change:
+        change.execute("DELETE FROM layers")
+        change.update(first, unsent=False, size=0)
+    (dead,) = unsent_files(rig)
+    number = int(dead.name) + 1
+    reused = dead.parent.with_name(f"{number % 256:02x}") / str(number)
+    reused.parent.mkdir(exist_ok=True)
+    reused.write_bytes(b"of a transaction that was never committed")
+
+    rig.kill()
+    assert [path.name for path in unsent_files(rig)] == [dead.name]
+    second = rig.new_file("second")
+    rig.write(second, 0, b"new")
+    rig.settle()
+
+    assert [path.name for path in unsent_files(rig)] == [str(number)]
+    assert rig.read(rig.node("second")) == b"new"
