@@ -13,6 +13,7 @@ import pytest
 from tests.mounted.conftest import Rig, webdav_mount
 from tests.mounted.harness import Daemon, daemon_over
 from tests.mounted.kernel import mounts_below
+from tests.mounted.modes import MODE
 from tests.servers import ServerProcess, WsgiDAVServer
 
 DONE, FAILED, USAGE, NOT_RUNNING, NOT_SAFE = 0, 1, 2, 3, 4
@@ -129,6 +130,7 @@ def test_an_unknown_mount_ends_with_1_and_names_the_known_ones(rig: Rig) -> None
     assert "dav" in ended.stderr
 
 
+@pytest.mark.skipif(MODE == "fd", reason="who passed the descriptor mounts and unmounts")
 def test_unmount_drains_and_mount_brings_it_back(rig: Rig) -> None:
     (rig.mount / "drained.txt").write_text("drained")
 
@@ -144,6 +146,7 @@ def test_unmount_drains_and_mount_brings_it_back(rig: Rig) -> None:
     assert (rig.mount / "drained.txt").read_text() == "drained"
 
 
+@pytest.mark.skipif(MODE == "fd", reason="who passed the descriptor mounts and unmounts")
 def test_nobody_can_write_below_an_unmounted_mount_point(rig: Rig) -> None:
     """root may write anywhere, so the mode is what can be tested."""
     rig.daemon.ctl("unmount", "dav")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from tests.mounted import modes
 from tests.mounted.conftest import Rig
 from tests.mounted.posix.twins import tree
 from tests.mounted.programs.conftest import Run, needed, sized
@@ -35,7 +37,14 @@ def source(tmp_path: Path) -> Path:
     (root / "empty directory").mkdir(mode=0o700)
     for directory in (root / "d0", root / "empty directory"):
         os.utime(directory, ns=(10**18, 1_300_000_000 * 10**9))
+    if modes.MODE == "drop":  # what the mount's user has packed; what others own is a test of its own
+        give(root, *modes.OWNER)
     return root
+
+
+def give(root: Path, uid: int, gid: int) -> None:
+    for path in (root, *root.rglob("*")):
+        os.chown(path, uid, gid, follow_symlinks=False)
 
 
 def times(directory: Path) -> dict[str, int]:
@@ -106,6 +115,28 @@ def test_cp_keeps_all_and_moves_over(folder: Rig, source: Path, run: Run) -> Non
 
     assert tree(folder.mount / "moved") == tree(source)
     assert times(folder.mount / "moved") == times(source)
+
+
+@pytest.mark.skipif(modes.MODE != "drop", reason="root on a mount of another user")
+def test_what_others_own_is_copied_to_a_users_mount_without_its_owner(folder: Rig, source: Path, run: Run) -> None:
+    """Who insists on the owner gets the bytes, and is told."""
+    give(source, 0, 0)
+    run("tar", "-cf", "archive.tar", "-C", source, ".")
+    for name in ("tar", "told"):
+        (folder.mount / name).mkdir()
+
+    run("tar", "--no-same-owner", "-xpf", "archive.tar", "-C", "tar")
+    run("cp", "-r", "--preserve=mode,timestamps", source, "cp")
+    run(needed("rsync"), "-a", "--no-owner", "--no-group", f"{source}/", "rsync/")
+    unpack = ["tar", "-xpf", "archive.tar", "-C", "told"]
+    told = subprocess.run(unpack, cwd=folder.mount, capture_output=True, text=True, check=False)
+
+    for name in ("tar", "cp", "rsync"):
+        assert tree(folder.mount / name) == tree(source), name
+        assert times(folder.mount / name) == times(source), name
+    assert told.returncode != 0
+    assert "Operation not permitted" in told.stderr
+    assert run("diff", "-r", "--no-dereference", source, "told") == ""
 
 
 def test_a_zip_is_appended_to_and_tested(folder: Rig, run: Run) -> None:
