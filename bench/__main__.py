@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import datahub, latency, requests, resume, workspace
+from bench import crash, datahub, latency, requests, resume, workspace
 from bench.fuzz import INPUTS, QUICK_INPUTS, endure
 from bench.report import Report
 from bench.requests import count_requests
@@ -31,7 +31,7 @@ from nbmountd import __version__
 from tests.mounted.kernel import same_tree
 from tests.servers import FakeNextcloud
 
-INSIDE = ("counts", "workspace", "datahub", "fuzz")
+INSIDE = ("counts", "workspace", "datahub", "crash", "fuzz")
 """What is measured of nbmountd alone, or beside others than rclone."""
 ALL_ROWS = [*ROWS, *INSIDE, *latency.ROWS]
 
@@ -67,6 +67,8 @@ def main() -> int:
             inside["fuzz"] = endure(QUICK_INPUTS if arguments.quick else INPUTS, console)
         if slow := [name for name in arguments.rows if name in latency.ROWS]:
             inside["latency"] = run_slow(slow, home, latency.QUICK if arguments.quick else latency.Scale(), console)
+        if "crash" in arguments.rows:
+            inside["crash"] = crash.endure(home / "crash", crash.QUICK_KILLS if arguments.quick else crash.KILLS, console)
     if report.values:
         report.show(console)
     if arguments.json:

@@ -81,7 +81,7 @@ class Tree:
             items[name] = Item("directory")
         elif op == "symlink":
             items[name] = Item("symlink", target=line["target"])
-        elif op == "unlink":
+        elif op in ("unlink", "rmdir"):
             del items[name]
         elif op == "rename":
             items[line["target"]] = items.pop(name)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 DIRECTORIES = ("", "one/", "two/")
+MANY = 25
 LARGEST_WRITE = 60_000
 """One request of the kernel: it happens whole or not at all."""
 
@@ -40,7 +41,8 @@ class Writer:
         self.n = 0
         self.files: dict[str, int] = {}
         """Name -> open descriptor, or -1."""
-        self.links: list[str] = []
+        self.others: list[str] = []
+        """Symlinks and directories that are made and, when they are many, removed."""
 
     def note(self, **line: Any) -> None:
         os.write(self.manifest, (json.dumps({"n": self.n, **line}) + "\n").encode())
@@ -72,13 +74,14 @@ class Writer:
     def look_again(self) -> bool:
         """What failed may have happened all the same: it is looked at, as a program would. False when it cannot be."""
         try:
-            there = {
-                f"{directory}{entry.name}"
+            entries = {
+                f"{directory}{entry.name}": entry.is_file(follow_symlinks=False)
                 for directory in DIRECTORIES for entry in os.scandir(self.mount / directory)
-                if entry.is_file(follow_symlinks=False)
             }  # fmt: skip
         except OSError:
             return False
+        there = {name for name, is_file in entries.items() if is_file}
+        self.others = sorted(entries.keys() - there - {directory.rstrip("/") for directory in DIRECTORIES})
         for name in self.files.keys() - there:
             self.close_all()
             del self.files[name]
@@ -190,17 +193,33 @@ class Writer:
         if fd >= 0:
             os.close(fd)
 
+    def remove_other(self) -> None:
+        name = self.others.pop(self.chance.randrange(len(self.others)))
+        path = self.mount / name
+        is_link = path.is_symlink()
+        self.note(op="unlink" if is_link else "rmdir", name=name)
+        path.unlink() if is_link else path.rmdir()
+        self.done(None)
+
     def symlink(self) -> None:
+        if len(self.others) > MANY:
+            self.remove_other()
+            return
         name = self.new_name()
         self.note(op="symlink", name=name, target=f"to {self.n}")
         (self.mount / name).symlink_to(f"to {self.n}")
         self.done(name)
+        self.others.append(name)
 
     def mkdir(self) -> None:
+        if len(self.others) > MANY:
+            self.remove_other()
+            return
         name = f"d{self.n}"
         self.note(op="mkdir", name=name)
         (self.mount / name).mkdir(0o755)
         self.done(name)
+        self.others.append(name)
 
     def chmod(self) -> None:
         name, mode = self.some_file(), self.chance.choice([0o600, 0o644, 0o755])
