@@ -13,6 +13,10 @@ is not true), or a status. PHASE, how far the request came:
 2  it was carried out                     (cut, length: and the answer's body is cut to nothing, or its size is told wrong)
 3  it was carried out, and half of the answer came back   (statuses: it was carried out, and the next request fails too;
                                            length: the server was given one byte less than the client sent)
+4  a quarter of its body did              (length: the answer is said to be longer by one byte)
+5  all of its body but the last byte did  (length: the answer is said to be shorter by one byte)
+6  it was carried out, and all of the answer but its last byte came back   (statuses: and the next two requests fail too;
+                                           length: the size in the answer is told one byte too small)
 """
 
 from __future__ import annotations
@@ -30,6 +34,9 @@ from urllib.parse import unquote
 
 KINDS = ("lost", "cut", "stall", "length", "412", "423", "429", "500", "503", "507")
 PHASES = (0, 1, 2, 3)
+ALL_PHASES = (*PHASES, 4, 5, 6)
+ALSO_FAIL = {3: 1, 6: 2}
+"""Phase -> requests after the spoiled one that a status is the answer to as well."""
 CASE = re.compile(r"/(lost|cut|stall|length|\d{3})-(\d+)-(\d)[^/]*/[^/]")
 TURN = ".nbmountd-upload-turn"
 UPLOAD = re.compile(r"/uploads/[^/]+/([^/]+)")
@@ -72,10 +79,10 @@ class FaultProxy:
         case = found[0].split("/")[1]
         with self.lock:
             self.seen[case] += 1
-            count = self.seen[case]
-            if count == number or (count == number + 1 and phase == 3 and kind.isdigit()):
+            after = self.seen[case] - number
+            if after == 0 or (kind.isdigit() and 0 < after <= ALSO_FAIL.get(phase, 0)):
                 self.fired.add(case)
-                return kind, phase if count == number else 0
+                return kind, phase if after == 0 else 0
         return None
 
     def __enter__(self) -> FaultProxy:
@@ -162,10 +169,10 @@ class _Handler(BaseHTTPRequestHandler):
         if length not in (None, len(body)):
             self.close_connection = True
 
-    def give_half(self, status: int, reason: str, headers: list[tuple[str, str]], body: bytes, share: float) -> None:
-        """The first part of an answer: of its body, or, where there is none, of its head."""
+    def give_part(self, status: int, reason: str, headers: list[tuple[str, str]], body: bytes, count: int) -> None:
+        """The first `count` bytes of an answer's body, or, where there is none, the first part of its head."""
         if body:
-            self.give(status, reason, headers, body[: int(len(body) * share)], length=len(body))
+            self.give(status, reason, headers, body[:count], length=len(body))
         else:
             self.wfile.write(f"HTTP/1.1 {status} {reason}\r\nDate: M".encode())
         self.wfile.flush()
@@ -184,6 +191,10 @@ class _Handler(BaseHTTPRequestHandler):
                 said += piece
             return said
 
+    def begun(self, phase: int, body: bytes) -> bytes:
+        """What of a body reaches the server before it ends."""
+        return body[: {1: len(body) // 2, 4: len(body) // 4, 5: len(body) - 1}.get(phase, 0)] if body else b""
+
     def spoil(self, kind: str, phase: int, body: bytes) -> None:
         if kind.isdigit():
             self.refuse(int(kind), phase, body)
@@ -193,9 +204,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.break_off(kind, phase, body)
 
     def refuse(self, status: int, phase: int, body: bytes) -> None:
-        if phase == 1:
-            self.cut_towards_server(body[: len(body) // 2], wait=True)
-        elif phase >= 2:
+        if phase in (1, 4, 5):
+            self.cut_towards_server(self.begun(phase, body), wait=True)
+        elif phase:
             self.forward(body)
         retry = [("Retry-After", "1")] if status == 429 else []
         self.give(status, "Spoiled", retry, b"<p>spoiled on purpose</p>")
@@ -203,25 +214,26 @@ class _Handler(BaseHTTPRequestHandler):
     def break_off(self, kind: str, phase: int, body: bytes) -> None:
         self.close_connection = True
         said = b""
-        if phase == 1 or (kind == "cut" and phase == 0):
-            said = self.cut_towards_server(body[: len(body) // 2 if phase else 0], wait=True)
-        answer = self.forward(body) if phase >= 2 else None
-        if kind == "cut" and said and phase < 2:
+        if phase in (1, 4, 5) or (kind == "cut" and phase == 0):
+            said = self.cut_towards_server(self.begun(phase, body), wait=True)
+        answer = self.forward(body) if phase in (2, 3, 6) else None
+        if kind == "cut" and said:
             self.wfile.write(said)  # "400 Bad Request" or the like; a server that says nothing leaves it at that
-        elif answer is not None and (phase == 3 or kind == "cut"):
-            self.give_half(*answer, share=0.5 if phase == 3 else 0)
+        elif answer is not None and (phase != 2 or kind == "cut"):
+            length = len(answer[3])
+            self.give_part(*answer, {2: 0, 3: length // 2, 6: max(0, length - 1)}[phase])
         if kind == "stall":
             time.sleep(self.proxy.stall)
 
     def tell_wrong_length(self, phase: int, body: bytes) -> None:
         status, reason, headers, content = self.forward(body[:-1] if phase == 3 and self.command == "PUT" else body)
-        if phase == 0:
-            self.give(status, reason, headers, content, length=len(content) + 10)
-        elif phase == 1:
-            self.give(status, reason, headers, content, length=max(0, len(content) - 10))
+        if phase in (0, 1, 4, 5):
+            wrong = {0: 10, 1: -10, 4: 1, 5: -1}[phase]
+            self.give(status, reason, headers, content, length=max(0, len(content) + wrong))
         else:
+            wrong = {2: 2, 3: 3, 6: -1}[phase]
             told = re.sub(
-                rb"(getcontentlength>)(\d+)", lambda found: found[1] + str(int(found[2]) + phase).encode(), content
+                rb"(getcontentlength>)(\d+)", lambda found: found[1] + str(int(found[2]) + wrong).encode(), content
             )
             self.give(status, reason, headers, told)
         self.close_connection = True
