@@ -118,7 +118,15 @@ class Steps:
         if doubt is None:
             return False
         # Some remotes give a file another version with its time, which no other step would know for ours.
-        return doubt.kind == ATTRIBUTES or not node.to_send or (node.parent, node.name) != (doubt.parent, doubt.name)
+        if doubt.kind == ATTRIBUTES or not node.to_send or (node.parent, node.name) != (doubt.parent, doubt.name):
+            return True
+        # A further name has no layers that were kept as they were sent: written to since, it would not be known again.
+        return node.link_of is not None and doubt.kind == UPLOAD and self._newest_layer(node.link_of) > doubt.layer
+
+    def _newest_layer(self, ino: int) -> int:
+        query = "SELECT coalesce(max(id), 0) FROM layers WHERE ino = ?"
+        (newest,) = self._nodes.database.connection.execute(query, (ino,)).fetchone()
+        return int(newest)
 
     def _replaced_fits(self, ino: int | None, node: Node, at: Position) -> bool:
         if ino is None:

@@ -232,3 +232,18 @@ def test_an_answer_of_the_wrong_length_does_not_prove_that_the_remote_has_other_
 
     assert world.remote.tree() == {"new": b"ours"}
     assert not [event for event in world.events if event[0] == "conflict"]
+
+
+@pytest.mark.parametrize("how", ["death", "no answer"])
+def test_a_hard_link_that_arrived_unheard_and_was_then_written_to_is_no_conflict(how: str, tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await ready(world)
+        await world.fs.link((await world.find("old")).ino, 1, "new")
+        await die_after(world, "upload", how)
+        await edit(world, "new", b"BE")
+        await back(world)
+
+    world = tell(tmp_path, story, replace(PROVES_NOTHING, conditional_writes=True))
+
+    assert world.remote.tree() == {"d": None, "old": b"BEfore", "new": b"BEfore"}
+    assert not [event for event in world.events if event[0] == "conflict"]
