@@ -126,7 +126,7 @@ class Daemon:
         modes.clean(self.home)
         assert mounts_below(self.home) == [], "mounts were left behind"
         # The fork server of a killed supervisor sees the end of its socket only afterwards.
-        eventually(lambda: not processes_of(self.home, session), 2, f"no process left: {processes_of(self.home, session)}")
+        eventually(lambda: not processes_of(self.home, session), 20, f"no process left: {processes_of(self.home, session)}")
         return status
 
     def kill_supervisor(self) -> None:

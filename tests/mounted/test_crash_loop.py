@@ -26,7 +26,8 @@ KEEP_SYMLINKS = ("lighttpd", "wsgidav", "nextcloud")
 
 pytestmark = [
     pytest.mark.timeout(120 + 20 * CRASHES),
-    pytest.mark.expects_log("worker|restart|ended|died|killed|signal|dead|supervisor"),
+    # The remote may be slow to answer on a machine that is busy with restarts, and is called degraded then.
+    pytest.mark.expects_log("worker|restart|ended|died|killed|signal|dead|supervisor|the remote is degraded"),
     # WsgiDAV and rclone, of a directory in which something is just being renamed.
     pytest.mark.expects_log("PROPFIND .*: 500 ", "the listing is not whole XML"),
 ]
