@@ -19,23 +19,19 @@ import trio
 from nbmountd.backends.policy import PolicyBackend
 from nbmountd.config import MountConfig
 from nbmountd.control import schema
-from nbmountd.disk import quarantine
 from nbmountd.disk.database import Node
-from nbmountd.disk.quarantine import PutAside, all_put_aside
-from nbmountd.errors import LocalError, NotFound, RemoteError
+from nbmountd.errors import NotFound, RemoteError
 from nbmountd.fs.filesystem import FileSystem
-from nbmountd.fs.resolve import conflicts, resolve
-from nbmountd.log import configure, get_logger
+from nbmountd.fs.resolve import resolve
+from nbmountd.log import configure
 from nbmountd.model import Health, Kind
 from nbmountd.sync.engine import Engine
-from nbmountd.sync.parked import discard, export
 from nbmountd.units import show_size
+from nbmountd.unresolved import Unresolved, absolute, relative
 
 DESCRIBED_WITHIN = 10.0
 """Seconds that `explain` waits for the remote."""
 LONGEST_DETAIL = 2000
-
-_log = get_logger(__name__)
 
 
 class Watched(Protocol):
@@ -74,7 +70,7 @@ class Answers:
         self._stop = stop
         self._events = events
         self._log_format = log_format
-        self._state = state
+        self._unresolved = Unresolved(config, filesystem, engine, state)
         self._token_warning = token_warning
         self.stopping = False
 
@@ -103,9 +99,9 @@ class Answers:
         elif isinstance(request, schema.Conflicts):
             if request.keep is not None and request.path is not None:
                 await resolve(self._fs, self._node(request.path), request.keep)
-            yield schema.ConflictsReply(items=tuple(self._conflicts(None if request.keep else request.path)))
+            yield schema.ConflictsReply(items=tuple(self._unresolved.conflicts(None if request.keep else request.path)))
         elif isinstance(request, schema.Parked):
-            yield await self._parked(request)
+            yield await self._unresolved.parked(request)
         elif isinstance(request, schema.Cache):
             yield self._cache(request)
         elif isinstance(request, schema.Events):
@@ -149,8 +145,8 @@ class Answers:
             unsent_files=len(unsent),
             unsent_bytes=fs.store.unsent_bytes,
             uploading=self._engine.uploading,
-            conflicts=len(self._conflicts()),
-            parked=len(self._engine.parked_nodes()) + len(all_put_aside(self._state)),
+            conflicts=len(self._unresolved.conflicts()),
+            parked=self._unresolved.parked_count,
             local_only=fs.nodes.database.count_local_only(),
             cached_bytes=fs.store.cached_bytes,
             open_files=len(fs.nodes.opens),
@@ -169,14 +165,13 @@ class Answers:
         )
 
     def _absolute(self, path: str) -> str:
-        """A path relative to the mount as people can paste it."""
-        return f"{self._config.path}/{path}" if path else self._config.path
+        return absolute(self._config, path)
 
     def _node(self, path: str) -> Node:
-        relative = os.path.relpath(path, self._config.path)
-        if relative.startswith(".."):
+        below = relative(path, self._config.path)
+        if below.startswith(".."):
             raise NotFound(f"{path} is not below {self._config.path}")
-        node = self._fs.nodes.find("" if relative == "." else relative)
+        node = self._fs.nodes.find(below)
         if node is None:
             raise NotFound(f"{path} is not known; it may not exist, or its directory was never looked at")
         return node
@@ -229,29 +224,6 @@ class Answers:
             return [("asked now", f"no answer: {exc}")]
         return [(name, value[:LONGEST_DETAIL]) for name, value in told.items()]
 
-    def _conflicts(self, path: str | None = None) -> list[schema.Conflict]:
-        """All, or those of the file at `path` and below."""
-        prefix = _relative(path, self._config.path) if path else ""
-        nodes, found = self._fs.nodes, []
-        for conflict in conflicts(self._fs):
-            remote = "" if conflict.remote is None else nodes.local_path(conflict.remote)
-            copy = nodes.local_path(conflict.copy)
-            if prefix and not any(name == prefix or name.startswith(prefix + "/") for name in (remote, copy)):
-                continue
-            found.append(
-                schema.Conflict(
-                    mount=self._config.name,
-                    path=self._absolute(remote) if remote else "(gone)",
-                    copy=self._absolute(copy),
-                    at=conflict.at,
-                    local_size=conflict.local_size,
-                    local_mtime=_seconds(conflict.local_mtime_ns),
-                    remote_size=conflict.remote_size,
-                    remote_mtime=_seconds(conflict.remote_mtime_ns),
-                )
-            )
-        return found
-
     def _in_flight(self) -> list[schema.RequestItem]:
         items = []
         for operation, inode, name, seconds in self._operations.describe_in_flight():
@@ -269,7 +241,7 @@ class Answers:
 
 
     async def _sync(self, request: schema.Sync) -> AsyncIterator[schema.AnyReply]:
-        prefixes = [_relative(path, self._config.path) for path in request.paths] or [""]
+        prefixes = [relative(path, self._config.path) for path in request.paths] or [""]
         deadline = trio.current_time() + (float("inf") if request.timeout is None else request.timeout)
         total, last = 0, None
         async for left, current in self._engine.send_now(prefixes):
@@ -296,62 +268,6 @@ class Answers:
                 )
                 return
         yield schema.Done(message="everything is safe")
-
-    async def _parked(self, request: schema.Parked) -> schema.AnyReply:
-        relative = _relative(request.path, self._config.path) if request.path else None
-        parked = [(self._fs.nodes.local_path(node), node) for node in self._engine.parked_nodes()]
-        parked = [(path, node) for path, node in parked if relative in (None, path)]
-        kept = {_aside(each): each for each in all_put_aside(self._state) if relative in (None, _aside(each))}
-        if request.action == "list":
-            return self._parked_reply(relative)
-        if relative is not None and not parked and not kept:
-            raise NotFound(f"{request.path} is not parked")
-        if request.action == "retry":
-            for _, node in parked:
-                self._engine.unpark(node.ino)
-            return self._parked_reply(relative)
-        if request.action == "export":
-            return await self._export(Path(request.directory or ""), parked, kept)
-        problems: list[str] = []
-        for path, node in parked:
-            try:
-                discard(self._fs, node)
-                self._engine.unpark(node.ino)
-                _log.warning("unsent work was given up, as asked", path=path)
-            except LocalError as exc:
-                problems.append(f"{path}: {exc}")
-        for name, each in kept.items():
-            await trio.to_thread.run_sync(quarantine.discard, each)
-            _log.warning("what had been put aside was deleted, as asked", directory=str(each.directory), name=name)
-        return _done_or_not(problems, f"{len(parked) + len(kept) - len(problems)} given up")
-
-    def _parked_reply(self, relative: str | None) -> schema.ParkedReply:
-        items = [item for item in self._engine.parked(self._config.name) if relative in (None, item.path)]
-        for kept in all_put_aside(self._state):
-            if relative in (None, _aside(kept)):
-                error = f"the state could not be read; what was unsent then is in {kept.directory}"
-                items.append(
-                    schema.ParkedItem(
-                        mount=self._config.name, path=_aside(kept), step="quarantine", size=kept.size, error=error, at=kept.at
-                    )
-                )
-        return schema.ParkedReply(
-            items=tuple(msgspec.structs.replace(item, path=self._absolute(item.path)) for item in items)
-        )
-
-    async def _export(self, directory: Path, parked: list[tuple[str, Node]], kept: dict[str, PutAside]) -> schema.AnyReply:
-        """Copies of these in `directory`/NAME OF THE MOUNT."""
-        if not directory.is_absolute() or directory.is_relative_to(self._config.path):
-            return schema.Failed(message=f"{directory or 'nothing'} is no directory outside of the mount", code=2)
-        target, problems = directory / self._config.name, []
-        for path, node in parked:
-            problems += await export(self._fs, node, target / path)
-        for name, each in kept.items():
-            try:
-                await trio.to_thread.run_sync(quarantine.export, each, target / name)
-            except OSError as exc:
-                problems.append(f"{name}: {exc}")
-        return _done_or_not(problems, f"{len(parked) + len(kept)} copied to {target}" if parked or kept else "")
 
     def _cache(self, request: schema.Cache) -> schema.AnyReply:
         store = self._fs.store
@@ -388,26 +304,6 @@ class Answers:
                 self._fs.store.release(content)
             left -= node.size
         yield schema.Done(message=f"{len(files)} files, {show_size(total)}")
-
-
-def _aside(kept: PutAside) -> str:
-    """What a quarantine is called where a path below the mount is wanted; there is no file of that name."""
-    return f"(put aside {kept.directory.name})"
-
-
-def _done_or_not(problems: list[str], done: str) -> schema.Done | schema.Failed:
-    if problems:
-        return schema.Failed(message="; ".join([*([done] if done else []), *problems]))
-    return schema.Done(message=done)
-
-
-def _relative(path: str, mount: str) -> str:
-    relative = str(Path(os.path.relpath(path, mount)))
-    return "" if relative == "." else relative
-
-
-def _seconds(nanoseconds: int | None) -> float | None:
-    return None if nanoseconds is None else nanoseconds / 1e9
 
 
 def _when(nanoseconds: int) -> str:

@@ -7,8 +7,6 @@ finds out what is so. It does not decide when or in which order steps run.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -159,10 +157,8 @@ class Steps:
                 await self._move(step, node)
             elif isinstance(step, Remove):
                 await self._remove(step, node)
-            elif isinstance(step, MakeDirectory):
-                await self._make_directory(step, node)
-            elif isinstance(step, MakeSymlink):
-                await self._make_symlink(step, node)
+            elif isinstance(step, (MakeDirectory, MakeSymlink)):
+                await self._make(step, node)
             else:
                 await self._set_attributes(node)
             doubts.end(node.ino)
@@ -441,23 +437,15 @@ class Steps:
 
     # -- the others ---------------------------------------------------------------------------------------------------
 
-    async def _make_directory(self, step: MakeDirectory, node: Node) -> None:
-        place = self._nodes.place_in(step.at.parent, step.at.name)
-        attributes = self._attributes(node)
-        await self._make(step.at, node, place, attributes, partial(self._backend.make_directory, place, attributes))
-
-    async def _make_symlink(self, step: MakeSymlink, node: Node) -> None:
-        place = self._nodes.place_in(step.at.parent, step.at.name)
-        attributes = self._attributes(node)
-        call = partial(self._backend.make_symlink, place, node.target or "", attributes)
-        await self._make(step.at, node, place, attributes, call)
-
-    async def _make(
-        self, at: Position, node: Node, place: Place, attributes: Attributes, call: Callable[[], Awaitable[Entry]]
-    ) -> None:
+    async def _make(self, step: MakeDirectory | MakeSymlink, node: Node) -> None:
+        at, attributes = step.at, self._attributes(node)
+        place = self._nodes.place_in(at.parent, at.name)
         self._nodes.doubts.begin(Doubt(node.ino, MAKE, at.parent, at.name))
         try:
-            entry = await call()
+            if isinstance(step, MakeDirectory):
+                entry = await self._backend.make_directory(place, attributes)
+            else:
+                entry = await self._backend.make_symlink(place, node.target or "", attributes)
         except RemoteError as exc:
             if not isinstance(exc, RemoteExists) and not exc.in_doubt:
                 raise

@@ -154,6 +154,7 @@ def test_an_error_after_the_write_is_told_once_to_each_open_handle(rig: Rig) -> 
     assert rig.status.parked == 1
     with path.open("ab") as another:  # of its own: nothing of it has failed yet
         another.write(b", and more")
+    assert isinstance(rig.daemon.ask(schema.Sync(paths=(str(path),), timeout=20)), schema.Failed)  # parked again, by now
 
 
 def test_sync_says_by_its_status_that_it_is_not_safe_in_time(rig: Rig) -> None:
