@@ -128,15 +128,42 @@ class OnedataOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """A provider may have to fetch the bytes from another one first."""
 
 
-BackendOptions = WebDAVOptions | DirectoryOptions | D4ScienceOptions | OnedataOptions
+class OnedataNativeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Own keys of `backend = "onedata-native"`: Onedata's own Python library, which a site has installed."""
 
-BACKENDS: dict[str, type[WebDAVOptions] | type[DirectoryOptions] | type[D4ScienceOptions] | type[OnedataOptions]] = {
+    python: str
+    """Path of the interpreter that has the library."""
+    library: Literal["onedatafs", "onedatarestfs"] = "onedatafs"
+    """Which driver of PyFilesystem, in the package `fs`."""
+    host: str
+    """Of a Oneprovider for onedatafs, of Onezone for onedatarestfs."""
+    token_file: str | None = None
+    token_env: str | None = None
+    """Where an access token is. onedatafs takes one that is made for oneclient."""
+    space: str | None = None
+    """Name of the one space to show; None: every space is a directory."""
+    folder: str | None = None
+    """Path in `space` of the directory to show."""
+    io: Literal["auto", "direct", "proxy"] = "auto"
+    """onedatafs: past the provider where its storage is reachable; always so, or an error; through the provider."""
+    ca_bundle: str | None = None
+    """onedatarestfs: certificates to trust instead of the system's."""
+    connections: Connections = 4
+    """Helper processes."""
+    request_timeout: Seconds = 60.0
+    """A helper that does not answer for so long is killed."""
+
+
+BackendOptions = WebDAVOptions | DirectoryOptions | D4ScienceOptions | OnedataOptions | OnedataNativeOptions
+
+BACKENDS: dict[str, type[BackendOptions]] = {
     "webdav": WebDAVOptions,
     "nextcloud": NextcloudOptions,
     "b2drop": B2DROPOptions,
     "directory": DirectoryOptions,
     "d4science": D4ScienceOptions,
     "onedata": OnedataOptions,
+    "onedata-native": OnedataNativeOptions,
 }
 """Backend name -> its own keys."""
 

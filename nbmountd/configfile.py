@@ -28,6 +28,7 @@ from nbmountd.config import (
     DaemonConfig,
     DirectoryOptions,
     MountConfig,
+    OnedataNativeOptions,
     OnedataOptions,
     WebDAVOptions,
 )
@@ -434,6 +435,16 @@ def _check_options(table: _Table, options: BackendOptions) -> None:
                 _check_url(table, host if "://" in host else f"https://{host}", key)
         _check_one_way(table, ("token_file", "token_env"))
         _check_one_way(table, ("onezone_token_file", "onezone_token_env"))
+    if isinstance(options, OnedataNativeOptions):
+        if options.token_file is None and options.token_env is None:
+            table.fail(None, "needs `token_file` or `token_env`")
+        _check_one_way(table, ("token_file", "token_env"))
+        if options.folder is not None and options.space is None:
+            table.fail("folder", "needs `space`")
+        if not options.python.startswith("/"):
+            table.fail("python", "must be the absolute path of an interpreter")
+        if options.io != "auto" and options.library != "onedatafs":
+            table.fail("io", "is for onedatafs")
 
 
 def _check_one_way(table: _Table, keys: tuple[str, ...]) -> None:

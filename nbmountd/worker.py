@@ -26,9 +26,18 @@ from nbmountd.backends.base import Backend
 from nbmountd.backends.d4science import D4ScienceBackend
 from nbmountd.backends.directory import DirectoryBackend
 from nbmountd.backends.onedata import OnedataBackend
+from nbmountd.backends.onedata_native import OnedataNativeBackend
 from nbmountd.backends.policy import PolicyBackend
 from nbmountd.backends.webdav import WebDAVBackend
-from nbmountd.config import D4ScienceOptions, DaemonConfig, DirectoryOptions, MountConfig, OnedataOptions, WebDAVOptions
+from nbmountd.config import (
+    D4ScienceOptions,
+    DaemonConfig,
+    DirectoryOptions,
+    MountConfig,
+    OnedataNativeOptions,
+    OnedataOptions,
+    WebDAVOptions,
+)
 from nbmountd.control import schema
 from nbmountd.control.server import serve_requests
 from nbmountd.disk.budget import Budget
@@ -135,6 +144,14 @@ def make_backend(mount: MountConfig) -> tuple[Backend, Callable[[], object] | No
             return counts.requests, counts.bytes_received, counts.bytes_sent
 
         return datahub, datahub.credential_fingerprint, datahub_traffic
+    if isinstance(mount.options, OnedataNativeOptions):
+        native = OnedataNativeBackend(mount.options, read_only=mount.read_only)
+
+        def native_traffic() -> tuple[int, int, int]:
+            counts = native.statistics()
+            return counts.requests, counts.bytes_received, counts.bytes_sent
+
+        return native, native.credential_fingerprint, native_traffic
     if isinstance(mount.options, DirectoryOptions):
         return DirectoryBackend(mount.options, read_only=mount.read_only), None, lambda: (0, 0, 0)
     raise ConfigError(f"{mount.name}: no backend for {type(mount.options).__name__}")
