@@ -21,10 +21,10 @@ def double(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 class OnedataSuite(BackendSuite):
-    """Each test gets a space of its own."""
+    """Each test gets a space of its own. The providers hear of each other's changes after 2 s, for which nothing here waits."""
 
     version: str
-    lag = 0.0
+    lag = 2.0
     folder: str | None = None
     number = 0
 
@@ -58,13 +58,10 @@ class TestNewestGeneration(OnedataSuite):
     version = "25.0.1"
 
 
+class TestNewestOfTheOldLine(OnedataSuite):
+    version = "21.02.8"
+
+
 class TestOldGeneration(OnedataSuite):
     version = "21.02.3"
     folder = "deep/folder with space"
-
-
-class TestWithALag(OnedataSuite):
-    """What is seen through one provider does not wait for the others to hear of it."""
-
-    version = "21.02.8"
-    lag = 2.0

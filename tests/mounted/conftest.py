@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from nbmountd.control.schema import MountStatus
 from tests.mounted import harness
+from tests.mounted.spaces import GENERATIONS, space_on
 from tests.mounted.workspaces import workspace_on
 from tests.servers import (
     ApacheServer,
@@ -31,6 +33,7 @@ from tests.servers import (
     WsgiDAVServer,
 )
 from tests.servers.d4science_double import D4ScienceServer
+from tests.servers.onedata_double import OnedataDouble
 
 HANG_LIMIT = 150
 """Seconds after which every daemon of a test is killed: what waits in a dead mount cannot be ended in another way. Longer for
@@ -175,7 +178,7 @@ def webdav(over_all_servers: dict[str, Rig], request: pytest.FixtureRequest) -> 
 @pytest.fixture(scope="session")
 def apache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """The mount over Apache. NBMOUNTD_TEST_REMOTE puts another one below everything that asks for it: over one of
-    OTHER_SERVERS ("nginx"), or a D4Science workspace of one of workspaces.KINDS ("2.x")."""
+    OTHER_SERVERS ("nginx"), a D4Science workspace of one of workspaces.KINDS ("2.x"), or a space of Onedata ("onedata-25")."""
     kind = os.environ.get("NBMOUNTD_TEST_REMOTE", "apache")
     if kind == "apache":
         yield request.getfixturevalue("over_all_servers")["apache"]
@@ -186,6 +189,13 @@ def apache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             {kind: webdav_mount(webdav)}
         ) as daemon:
             yield Rig(daemon, kind, daemon.path(kind), webdav.root)
+        return
+    if kind in GENERATIONS:
+        with OnedataDouble(base / "onedata", version=GENERATIONS[kind]) as double:
+            assert isinstance(double, OnedataDouble)
+            keys, space = space_on(double, "space", base)
+            with harness.daemon_over({"space": keys}) as daemon:
+                yield Rig(daemon, "space", daemon.path("space"), cast(Path, space))
         return
     with D4ScienceServer(base / "storagehub") as server:
         keys, root = workspace_on(server, kind, base)

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.servers.onedata_double import DoorError, DoubleOutside
+from tests.servers.onedata_double import DoorError, DoubleOutside, OnedataDouble
+
+GENERATIONS = {"onedata-25": "25.0.1", "onedata-21": "21.02.3"}
+"""Names of both generations of the API for NBMOUNTD_TEST_REMOTE, and the version of the provider."""
 
 KINDS = {"REG": stat.S_IFREG, "DIR": stat.S_IFDIR, "SYMLNK": stat.S_IFLNK}
 
@@ -61,3 +64,18 @@ class SpacePath:
 
     def mkdir(self) -> None:
         self.outside.mkdir(self.path)
+
+
+def space_on(double: OnedataDouble, name: str, base: Path) -> tuple[dict[str, object], SpacePath]:
+    """The keys of a mount of a new space, and the space from outside. The providers hear of each other's changes after 2 s."""
+    token = base / f"{name}-token"
+    token.write_text("checkin-alice")
+    token.chmod(0o644)
+    base.chmod(0o755)
+    double.do("lag", seconds=2)
+    root = SpacePath(double.add_space(name, f"{name} data"))
+    keys: dict[str, object] = {
+        "backend": "onedata", "onezone": double.zone_host, "oneprovider": double.krakow_host, "space": f"{name} data",
+        "checkin_token_file": str(token), "ca_bundle": double.ca_bundle,
+    }  # fmt: skip
+    return keys, root

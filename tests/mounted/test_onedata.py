@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,10 +107,12 @@ def test_a_sparse_file_of_100_gib_is_listed_and_read_in_the_middle(daemon: Daemo
     double.do("clear")
     before = daemon.received("forest")
 
+    with os.scandir(mount) as listed:
+        sizes = {entry.name: entry.stat().st_size for entry in listed}
     with (mount / "huge").open("rb", buffering=0) as file:
         piece = os.pread(file.fileno(), 4096, 50 * 2**30)
 
-    assert (mount / "huge").stat().st_size == 100 * 2**30
+    assert sizes["huge"] == 100 * 2**30
     assert piece == bytes(4096)
     assert daemon.received("forest") - before < 8 * 2**20
 
@@ -283,3 +286,24 @@ def test_a_provider_that_dies_and_comes_back_costs_no_byte(daemon: Daemon, doubl
     assert kept == "read while it is away"
     assert {"kept.txt", "meanwhile.txt"} <= set(names)
     assert outside.read("meanwhile.txt") == b"written while it is away"
+
+
+@pytest.mark.expects_log("degraded", "not connected", "upload", "HTTP 500")
+def test_a_provider_that_breaks_only_some_requests_is_not_asked_again_and_again(daemon: Daemon, double: OnedataDouble) -> None:
+    """It is degraded and live in turns: each turn tried at once what had just failed, fourteen times a second."""
+    mount = daemon.path("forest")
+    mount.stat()
+    double.do("clear")
+    double.fault("^(POST|PUT) .*(children|content)", "status", count=-1, status=500)
+    try:
+        (mount / "stubborn.txt").write_text("arrives in the end")
+        eventually(lambda: [one for one in double.records() if one.endswith(" 500")] or None, 30, "a failed request")
+        before = len(double.records())
+        time.sleep(4)  # what is counted is how much is asked in a time
+        asked = double.records()[before:]
+    finally:
+        double.do("clear")
+    daemon.sync()
+
+    assert len(asked) < 24, asked
+    assert DoubleOutside(double, "forest").read("stubborn.txt") == b"arrives in the end"

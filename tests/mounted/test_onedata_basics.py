@@ -15,7 +15,7 @@ import pytest
 
 from tests.mounted.conftest import Rig
 from tests.mounted.harness import daemon_over
-from tests.mounted.spaces import SpacePath
+from tests.mounted.spaces import SpacePath, space_on
 from tests.mounted.test_webdav_basics import *  # noqa: F403  each test there, over the rigs of this module
 from tests.servers.onedata_double import OnedataDouble
 
@@ -26,10 +26,6 @@ RIGS = {"all-spaces": "25.0.1", "old-space": "21.02.3"}
 def spaces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Rig]]:
     """One daemon with a mount over each double."""
     base = tmp_path_factory.mktemp("spaces")
-    token = base / "token"
-    token.write_text("checkin-alice")
-    token.chmod(0o644)
-    base.chmod(0o755)
     mounts: dict[str, dict[str, object]] = {}
     roots = {}
     with ExitStack() as stack:
@@ -37,14 +33,8 @@ def spaces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Rig]]
         for name, version in RIGS.items():
             double = doubles[version]
             assert isinstance(double, OnedataDouble)
-            double.do("lag", seconds=2)
-            roots[name] = SpacePath(double.add_space(name, f"{name} data"))
-            mounts[name] = {
-                "backend": "onedata", "onezone": double.zone_host, "oneprovider": double.krakow_host,
-                "checkin_token_file": str(token), "ca_bundle": double.ca_bundle,
-            }  # fmt: skip
-            if name != "all-spaces":
-                mounts[name]["space"] = f"{name} data"
+            mounts[name], roots[name] = space_on(double, name, base)
+        del mounts["all-spaces"]["space"]
         daemon = stack.enter_context(daemon_over(mounts))
         tops = {name: daemon.path(name) for name in mounts}
         tops["all-spaces"] /= "all-spaces data"
@@ -61,6 +51,7 @@ def test_ten_thousand_entries_are_listed(webdav: Rig) -> None:
     root = cast(SpacePath, webdav.root)
     root.outside.mkdir("ten-thousand")
     root.outside.double.do("fill", provider=root.outside.provider, path=f"{root.outside.base}/ten-thousand", count=10_000)
+    webdav.mount.stat()
     webdav.daemon.refresh(webdav.mount)
 
     assert sorted(os.listdir(webdav.mount / "ten-thousand")) == [f"{number:05}" for number in range(10_000)]
