@@ -14,12 +14,13 @@ import pytest
 import trio
 
 from nbmountd import doctor, ways
-from nbmountd.config import Config, DaemonConfig, DirectoryOptions, MountConfig, WebDAVOptions
+from nbmountd.config import Config, DaemonConfig, DirectoryOptions, MountConfig, OnedataNativeOptions, WebDAVOptions
 from nbmountd.control import schema
 from nbmountd.control.server import open_listener, serve_requests
 from nbmountd.doctor import machine, mounts
 from nbmountd.doctor.check import Check
 from nbmountd.ways import Rights, Way
+from tests.servers.onedatafs import FakeSite
 
 SYS_ADMIN = 1 << 21
 
@@ -219,6 +220,24 @@ def test_a_missing_source_directory_is_to_be_repaired(tmp_path: Path) -> None:
     mount = MountConfig(name="m", path=f"{tmp_path}/m", backend="directory", options=DirectoryOptions(source="/nowhere"))
 
     assert found(mounts.examine(of(tmp_path, mount), {}), "m source").level == "fail"
+
+
+@pytest.mark.parametrize(
+    ("python", "level", "part"),
+    [
+        ("/nowhere/python3", "fail", "cannot be run"),
+        (sys.executable, "fail", "cannot import fs.onedatafs"),
+        (None, "ok", "fs.onedatafs of"),
+    ],
+    ids=["no-interpreter", "no-library", "right"],
+)
+def test_the_interpreter_with_onedatas_library_is_tried(tmp_path: Path, python: str | None, level: str, part: str) -> None:
+    own = OnedataNativeOptions(python=python or str(FakeSite(tmp_path / "site").python), host="h", token_env="TOKEN")
+    mount = MountConfig(name="m", path=f"{tmp_path}/m", backend="onedata-native", options=own)
+
+    check = found(mounts.examine(of(tmp_path, mount), {}), "m library")
+
+    assert (check.level, part in check.finding) == (level, True), check
 
 
 # --- the whole ---------------------------------------------------------------------------------------------------------

@@ -72,13 +72,14 @@ class Channel:
 
 
 class Watched(Channel):
-    """The helper's side: the kernel ends this process when it neither sends nor waits for a frame for `limit` seconds."""
+    """The helper's side: the kernel ends this process when it does something else than talk for `limit` seconds."""
 
     limit = 0
 
     def send(self, header: dict[str, Any], content: bytes | memoryview = b"") -> None:
-        signal.alarm(self.limit)
+        signal.alarm(0)
         super().send(header, content)
+        signal.alarm(self.limit)
 
     def receive(self) -> tuple[dict[str, Any], memoryview]:
         signal.alarm(0)

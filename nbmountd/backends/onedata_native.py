@@ -240,10 +240,10 @@ class OnedataNativeBackend:
         self._closed = True
         for helper in self._busy:
             helper.kill()
-        for helper in self._idle:
-            helper.end()
-        self._idle.clear()
-        await trio.lowlevel.checkpoint()
+        idle, self._idle = self._idle, []
+        with trio.CancelScope(shield=True):
+            for helper in idle:
+                await trio.to_thread.run_sync(helper.end)
 
     # --- helpers ---
 
@@ -255,19 +255,16 @@ class OnedataNativeBackend:
         async with self._limiter:
             if self._closed:
                 raise RemoteUnavailable("the driver is closed")
-            while self._idle and not self._idle[-1].is_good_for(token):
-                self._idle.pop().end()
+            stale = [helper for helper in self._idle if not helper.is_good_for(token)]
+            self._idle = [helper for helper in self._idle if helper not in stale]
             helper = self._idle.pop() if self._idle else _Helper(self._options, token)
             self._busy.add(helper)
             try:
-                result = await run_interruptible(partial(_run, helper, call), helper.kill, trio.CapacityLimiter(1))
+                return await run_interruptible(partial(_run, helper, call, stale), helper.kill, trio.CapacityLimiter(1))
             finally:
                 self._busy.remove(helper)
-                if helper.usable and not self._closed:
+                if helper.usable:
                     self._idle.append(helper)
-                else:
-                    helper.end()
-            return result
 
     async def _clear_away(self, leftover: Place) -> None:
         with suppress(RemoteError):
@@ -371,7 +368,11 @@ class _Helper:
         if self._killed:
             self.kill()
         wanted = {"library": self._options.library, "host": self._options.host, "token": self._token}
-        self.ask({**wanted, "options": _options_of(self._options), "limit": self._options.request_timeout})
+        try:
+            self.ask({**wanted, "options": _options_of(self._options), "limit": self._options.request_timeout})
+        except RemoteError:
+            self.usable = False  # it said why and is ending
+            raise
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """The last frame of the answer."""
@@ -432,12 +433,12 @@ class _Helper:
         """Ends it at once: a call that waits for it fails. May be called from any thread."""
         self._killed = True
         self.usable = False
-        if self._process is not None:
+        if self._process is not None and self._process.returncode is None:  # else its number may be somebody else's by now
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def end(self) -> None:
-        """Takes it away; nobody may be using it."""
+        """Takes it away and waits for it; nobody may be using it."""
         self.kill()
         if self._connection is not None:
             self._connection.close()
@@ -445,9 +446,16 @@ class _Helper:
             self._process.wait()
 
 
-def _run(helper: _Helper, call: Callable[[_Helper], T]) -> T:
-    helper.open()
-    return call(helper)
+def _run(helper: _Helper, call: Callable[[_Helper], T], stale: Sequence[_Helper]) -> T:
+    """`call` with `helper`, in a worker thread: a process that the kernel does not let go holds up nobody else."""
+    for one in stale:
+        one.end()
+    try:
+        helper.open()
+        return call(helper)
+    finally:
+        if not helper.usable:
+            helper.end()
 
 
 @contextmanager

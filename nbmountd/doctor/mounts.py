@@ -16,13 +16,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nbmountd import places
-from nbmountd.config import Config, DirectoryOptions, MountConfig, WebDAVOptions
+from nbmountd.config import Config, DirectoryOptions, MountConfig, OnedataNativeOptions, WebDAVOptions
 from nbmountd.doctor.check import Check
 from nbmountd.errors import StateError
 from nbmountd.units import show_size
 
 _LITTLE_SPACE = 2**30
 _MOUNT_TIMEOUT = 3.0
+_LIBRARY_TIMEOUT = 30.0
 _PROBE = "import os, sys\ntry: os.statvfs(sys.argv[1])\nexcept OSError as e: sys.exit(e.errno)"
 
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "beegfs", "9p", "virtiofs"})
@@ -146,6 +147,31 @@ def _credentials(mount: MountConfig, environ: Mapping[str, str]) -> Iterable[Che
             yield Check("fail", f"{mount.name} source", finding, "make it, or correct source")
     elif isinstance(mount.options, WebDAVOptions):
         yield from _webdav_credentials(mount.name, mount.options, environ)
+    elif isinstance(mount.options, OnedataNativeOptions):
+        yield _library(mount.name, mount.options)
+        if mount.options.token_file is not None:
+            yield _credential_file(f"{mount.name} credentials", Path(mount.options.token_file))
+        if mount.options.token_env is not None:
+            yield _credential_variable(f"{mount.name} credentials", mount.options.token_env, environ)
+
+
+def _library(name: str, options: OnedataNativeOptions) -> Check:
+    """Whether the interpreter has the driver; a foreign library, so in a child."""
+    subject, module = f"{name} library", f"fs.{options.library}"
+    try:
+        found = subprocess.run(
+            [options.python, "-c", f"import {module}"], cwd="/", stdin=subprocess.DEVNULL, capture_output=True,
+            timeout=_LIBRARY_TIMEOUT, check=False,
+        )  # fmt: skip
+    except OSError as exc:
+        return Check("fail", subject, f"{options.python} cannot be run: {exc.strerror}", "correct `python`")
+    except subprocess.TimeoutExpired:
+        return Check("fail", subject, f"{options.python} does not import {module} in {_LIBRARY_TIMEOUT:.0f} s", "look why")
+    if found.returncode:
+        why = found.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        finding = f"{options.python} cannot import {module}: {why}"
+        return Check("fail", subject, finding, "install it there, or correct `python`")
+    return Check("ok", subject, f"{module} of {options.python}")
 
 
 def _webdav_credentials(name: str, options: WebDAVOptions, environ: Mapping[str, str]) -> Iterable[Check]:
