@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tests.servers.onedata_double import DoorError, DoubleOutside, OnedataDouble
@@ -31,6 +33,13 @@ class SpacePath:
     def name(self) -> str:
         return self.path.rpartition("/")[2]
 
+    def __fspath__(self) -> str:
+        """A copy of the file, for programs that open files by themselves."""
+        copy = Path(self.outside.double.work) / "copies" / self.outside.base / self.path
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(self.read_bytes())
+        return str(copy)
+
     def iterdir(self) -> Iterator[SpacePath]:
         for name in self.outside.listdir(self.path):
             yield self / name
@@ -43,6 +52,18 @@ class SpacePath:
         return os.stat_result((KINDS[told["type"]] | told["mode"], 0, 0, 1, 0, 0, told["size"], 0, 0, 0))
 
     stat = lstat
+
+    def exists(self) -> bool:
+        with suppress(FileNotFoundError):
+            self.lstat()
+            return True
+        return False
+
+    def glob(self, pattern: str) -> Iterator[SpacePath]:
+        return (path for path in self.iterdir() if fnmatchcase(path.name, pattern))
+
+    def unlink(self) -> None:
+        self.outside.remove(self.path)
 
     def is_dir(self) -> bool:
         return stat.S_ISDIR(self.lstat().st_mode)
