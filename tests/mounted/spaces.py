@@ -41,8 +41,11 @@ class SpacePath:
         return str(copy)
 
     def iterdir(self) -> Iterator[SpacePath]:
-        for name in self.outside.listdir(self.path):
-            yield self / name
+        try:
+            names = self.outside.listdir(self.path)
+        except DoorError as exc:
+            raise FileNotFoundError(self.path) from exc
+        yield from (self / name for name in names)
 
     def lstat(self) -> os.stat_result:
         try:
