@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NewType
 
+from nbmountd.escapes import AS_THEY_ARE, Rules
+
 Version = NewType("Version", str)
 """Opaque token naming exact bytes on the remote: equal version = equal bytes. Compared, never parsed."""
 
@@ -133,8 +135,8 @@ class Capabilities:
     checksum_algorithm: str | None = None
     """Algorithm (hashlib name) whose digest the remote keeps of an upload, so that a lost answer can be settled."""
     max_name_bytes: int = 255
-    escapes_names: bool = False
-    """Names that the remote refuses or changes are written there as escapes.py does; `max_name_bytes` is of those."""
+    names: Rules = AS_THEY_ARE
+    """How names are written that the remote refuses, changes or hides; `max_name_bytes` is of those."""
     max_file_size: int | None = None
     connections: int = 8
     """Requests that may be under way at once."""

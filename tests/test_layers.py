@@ -19,7 +19,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
     "units": (),
     "escapes": (),
-    "model": ("errors",),
+    "model": ("errors", "escapes"),
     "threads": ("errors",),
     "log": ("errors",),
     "config": ("errors",),

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from urllib.parse import quote, unquote_to_bytes
 
-from nbmountd import escapes
 from nbmountd.backends import nextcloud_overlay
 from nbmountd.backends.base import Body, NoTicket, Ticket
 from nbmountd.backends.http import SEND_PIECE, Answer, error_of
@@ -42,6 +41,7 @@ from nbmountd.errors import (
     RemoteUnsupported,
     VersionMismatch,
 )
+from nbmountd.escapes import Rules
 from nbmountd.model import Attributes, Capabilities, Entry, Kind, Place, Version
 
 FIRST_SECOND = 86401
@@ -60,7 +60,7 @@ class NextcloudShare(WebDAVShare):
     def __init__(
         self, client: WebDAVClient, where: Location, habits: Habits, options: WebDAVOptions, *, read_only: bool
     ) -> None:
-        super().__init__(client, where.files(client.http.origin), habits, options, read_only=read_only)
+        super().__init__(client, where.files(client.http.origin, habits.names), habits, options, read_only=read_only)
         self._uploads = ChunkedUploads(client, where.uploads)
         self._pages = where.pages
 
@@ -76,7 +76,6 @@ class NextcloudShare(WebDAVShare):
             stable_ids=True,
             propagating_versions=True,
             checksum_algorithm="sha1",
-            escapes_names=True,
         )
 
     # --- looking ---
@@ -312,16 +311,6 @@ def _file_id(answer: Answer) -> str | None:
 # --- where things are --------------------------------------------------------------------------------------------------
 
 
-class NextcloudAddresses(Addresses):
-    """The addresses of names that a Nextcloud would refuse or change are written in another way."""
-
-    def stored(self, name: str) -> str:
-        return escapes.stored(name)
-
-    def shown(self, name: str) -> str:
-        return escapes.shown(name)
-
-
 class Location:
     """The addresses of one user's files. `base` is the quoted path before `remote.php`, `below` names inside her files.
 
@@ -334,9 +323,9 @@ class Location:
         self._user = quote(user, safe="")
         self._below = below
 
-    def files(self, origin: str) -> Addresses:
+    def files(self, origin: str, names: Rules) -> Addresses:
         below = "".join("/" + quote(name, safe="") for name in self._below)
-        return NextcloudAddresses(f"{origin}{self._base}/remote.php/dav/files/{self._user}{below}")
+        return Addresses(f"{origin}{self._base}/remote.php/dav/files/{self._user}{below}", names)
 
     @property
     def uploads(self) -> str:

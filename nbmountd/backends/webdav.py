@@ -85,8 +85,9 @@ class WebDAVBackend:
         return NextcloudShare(self._client, where, habits, self._options, read_only=self._read_only)
 
     def _plain(self, habits: Habits, *, overlay: bool) -> WebDAVShare:
+        addresses = Addresses(self._options.url, habits.names)
         return WebDAVShare(
-            self._client, self._addresses, habits, self._options, read_only=self._read_only, overlay=overlay
+            self._client, addresses, habits, self._options, read_only=self._read_only, overlay=overlay
         )
 
     async def _has_nextcloud_pages(self) -> bool:

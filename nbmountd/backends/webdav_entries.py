@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from nbmountd.backends.multistatus import DAV, OWNCLOUD, Resource
 from nbmountd.errors import NameRefused, RemoteProtocolError
+from nbmountd.escapes import AS_THEY_ARE, Rules
 from nbmountd.model import Attributes, Entry, Kind, Place, Version
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ MONTHS = {
 class Addresses:
     """The URLs of one mount: names to quoted paths and back. `base` is the mount's root as the user gave it."""
 
-    def __init__(self, base: str) -> None:
+    def __init__(self, base: str, names: Rules = AS_THEY_ARE) -> None:
+        self.names = names
         parts = urlsplit(base)
         self.origin = f"{parts.scheme}://{parts.netloc}"
         path = unquote_to_bytes(parts.path)
@@ -45,17 +47,9 @@ class Addresses:
         for name in place.path:
             if name in ("", ".", "..") or "/" in name or "\0" in name:
                 raise NameRefused(f"not a name: {name!r}")
-            parts.append(quote(self.stored(name).encode("utf-8", "surrogateescape"), safe=""))
+            parts.append(quote(self.names.stored(name).encode("utf-8", "surrogateescape"), safe=""))
         path = "/".join(parts)
         return path + "/" if directory or not place.path else path
-
-    def stored(self, name: str) -> str:
-        """How `name` is called on the server."""
-        return name
-
-    def shown(self, name: str) -> str:
-        """How programs see what is called `name` on the server."""
-        return name
 
     def url(self, place: Place, *, directory: bool = False) -> str:
         """The same as a whole URL."""

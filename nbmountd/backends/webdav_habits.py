@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from nbmountd.escapes import AS_THEY_ARE, NO_FIRST_DOT, Rules
+from nbmountd.escapes import NEXTCLOUD as NEXTCLOUD_NAMES
+
 
 @dataclass(frozen=True)
 class Habits:
@@ -34,8 +37,8 @@ class Habits:
     """MKCOL of what exists is refused."""
     honest_move: bool = False
     """MOVE into a missing directory is refused."""
-    hides_dot_names: bool = False
-    """Names that begin with a dot are stored and not listed: a file would seem to have been removed by others."""
+    names: Rules = AS_THEY_ARE
+    """How names are written that the server refuses, changes, or does not list, as if others had removed the file."""
     control_names: bool = False
     """Names with control characters are taken. lighttpd refuses them, WsgiDAV moves what is beside; sabre/dav 1.8 takes a
     path with a line feed for an empty one, and a MOVE then removes the whole share."""
@@ -68,7 +71,7 @@ APACHE = Habits(
 LIGHTTPD = replace(
     APACHE, name="lighttpd", turns=False, tagged_if=False, control_names=False, dead_properties=None, move_keeps_version=False
 )
-NGINX = Habits("nginx", atomic_put=True, honest_mkcol=True, hides_dot_names=True, control_names=True)
+NGINX = Habits("nginx", atomic_put=True, honest_mkcol=True, names=NO_FIRST_DOT, control_names=True)
 WSGIDAV = Habits(
     "WsgiDAV",
     conditions=True,
@@ -88,6 +91,7 @@ NEXTCLOUD = Habits(
     honest_move=True,
     owncloud=True,
     max_name_bytes=250,
+    names=NEXTCLOUD_NAMES,
 )
 SABRE = Habits("sabre/dav", conditions=True, move_if_match=True, honest_mkcol=True, honest_move=True)
 UNKNOWN = Habits("unknown")

@@ -108,6 +108,7 @@ class WebDAVShare:
             native_symlinks=overlay,
             native_xattrs=overlay,
             max_name_bytes=self.habits.max_name_bytes,
+            names=self.habits.names,
             connections=self._options.connections,
         )
 
@@ -131,13 +132,15 @@ class WebDAVShare:
         path = self._addresses.path(place, directory=True)
         entries: dict[str, Entry] = {}
         for there, resource in resources:
-            name = self._addresses.shown(there)
+            name = self._addresses.names.shown(there)
             if resource.status is not None and resource.status >= 300:
                 log.warning("PROPFIND %s: left out %r: the server answers %d for it", path, name, resource.status)
             elif name in ("", ".", "..") or "/" in name or "\0" in name:
                 log.warning("PROPFIND %s: left out %r: no name that a program could use", path, name)
             elif name.startswith(TEMPORARY):
                 await self._remove_if_stale(Place((*place.path, name)), resource, answer)
+            elif self._addresses.names.stored(name) != there:
+                log.warning("PROPFIND %s: left out %r: a name that this server would not let us ask for", path, there)
             elif name in entries:
                 log.warning("PROPFIND %s: left out a second %r", path, name)
             else:
@@ -451,10 +454,8 @@ class WebDAVShare:
         if self._read_only:
             raise RemoteDenied("the mount is read-only")
         name = place.name
-        if len(self._addresses.stored(name).encode("utf-8", "surrogateescape")) > self.habits.max_name_bytes:
+        if self._addresses.names.stored_size(name) > self.habits.max_name_bytes:
             raise NameRefused(f"longer than {self.habits.max_name_bytes} bytes: {name!r}")
-        if self.habits.hides_dot_names and name.startswith("."):
-            raise NameRefused(f"{self.habits.name} does not list names that begin with a dot: {name!r}")
         if name.startswith(TEMPORARY):
             raise NameRefused(f"names that begin with {TEMPORARY} are for uploads under way")
         self._check_path(place)
@@ -464,7 +465,7 @@ class WebDAVShare:
         if self.habits.control_names:
             return
         for name in place.path:
-            if any(character < " " or character == "\x7f" for character in self._addresses.stored(name)):
+            if any(character < " " or character == "\x7f" for character in self._addresses.names.stored(name)):
                 raise NameRefused(f"{self.habits.name} may take a name with control characters for another one: {name!r}")
 
     def _may_be_destination(self, place: Place) -> bool:

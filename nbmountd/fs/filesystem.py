@@ -40,7 +40,6 @@ from nbmountd.errors import (
     RemoteUnsupported,
     StaleFile,
 )
-from nbmountd.escapes import stored_size
 from nbmountd.fs.nodes import UNSENT_MODE, UNSENT_MTIME, UNSENT_XATTRS, Nodes
 from nbmountd.fs.reads import Reads
 from nbmountd.fs.refresh import Refresh
@@ -153,7 +152,7 @@ class FileSystem:
     def _check_new_name(self, name: str) -> None:
         """Refuses what the remote would refuse when it is sent."""
         can = self.nodes.capabilities
-        if stored_size(name, escapes=can.escapes_names) > can.max_name_bytes:
+        if can.names.stored_size(name) > can.max_name_bytes:
             raise NameTooLong(name)
 
     def _check_writable(self) -> None:

@@ -14,7 +14,7 @@ from nbmountd.backends.base import Backend
 from nbmountd.disk.content import ContentStore
 from nbmountd.disk.database import Node
 from nbmountd.errors import LocalError, RemoteError, RemoteNotFound, RemoteProtocolError, RemoteUnavailable, StaleFile
-from nbmountd.escapes import stored_size
+from nbmountd.escapes import AS_THEY_ARE
 from nbmountd.fs.adopt import base_values, gone, here_of, local_values, take
 from nbmountd.fs.conflicts import conflict_name
 from nbmountd.fs.nodes import Nodes
@@ -410,7 +410,7 @@ class Settle:
 
     def _copy_name(self, directory: int, name: str) -> str:
         can = self._nodes.capabilities
-        longer_there = stored_size(name, escapes=can.escapes_names) - stored_size(name, escapes=False)
+        longer_there = can.names.stored_size(name) - AS_THEY_ARE.stored_size(name)
         longest = can.max_name_bytes - longer_there
         return conflict_name(
             name, datetime.datetime.now(), self._nodes.name_is_taken(directory), max_bytes=max(40, min(255, longest))

@@ -41,6 +41,7 @@ from nbmountd.errors import (
     RemoteUnsupported,
     VersionMismatch,
 )
+from nbmountd.escapes import AS_THEY_ARE, Rules
 from nbmountd.model import Attributes, Capabilities, Entry, Kind, Place, Version
 
 NO_ATTRIBUTES = Attributes()
@@ -96,25 +97,30 @@ class Outside(Protocol):
 
 @dataclass
 class FolderOutside:
-    """The outside view of a remote that keeps its files in a local directory."""
+    """The outside view of a remote that keeps its files in a local directory, its names written as `names` says."""
 
     root: Path
+    names: Rules = AS_THEY_ARE
+
+    def at(self, path: str) -> Path:
+        return self.root / "/".join(map(self.names.stored, path.split("/")))
 
     def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+        return self.at(path).read_bytes()
 
     def write(self, path: str, content: bytes) -> None:
-        (self.root / path).write_bytes(content)
+        self.at(path).write_bytes(content)
 
     def listdir(self, path: str) -> list[str]:
         # Apache keeps dead properties in ".DAV", sabre/dav in ".sabredav", and both show it to nobody.
-        return sorted(child.name for child in (self.root / path).iterdir() if child.name not in (".DAV", ".sabredav"))
+        children = (child.name for child in self.at(path).iterdir() if child.name not in (".DAV", ".sabredav"))
+        return sorted(map(self.names.shown, children))
 
     def mkdir(self, path: str) -> None:
-        (self.root / path).mkdir()
+        self.at(path).mkdir()
 
     def remove(self, path: str) -> None:
-        there = self.root / path
+        there = self.at(path)
         if there.is_dir():
             there.rmdir()
         else:

@@ -15,7 +15,6 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbmountd import escapes
 from nbmountd.backends import nextcloud
 from nbmountd.backends.base import NoTicket
 from nbmountd.backends.nextcloud import split_address
@@ -35,6 +34,7 @@ from nbmountd.errors import (
     Unauthenticated,
     VersionMismatch,
 )
+from nbmountd.escapes import NEXTCLOUD
 from nbmountd.model import Attributes, Entry, Kind, Place
 from tests.backends.suite import BytesBody, at, free, listing, pattern, read, upload
 from tests.servers import FakeNextcloud
@@ -505,14 +505,14 @@ async def test_a_name_that_the_server_refuses_or_changes_comes_back_as_it_was_wr
 
 @given(st.text(st.sampled_from("ab.\\\n\u241b5c;e\u0301\u00e9\u212b\u1100\u1161.part\udcff"), min_size=1, max_size=12))
 def test_every_name_is_kept_and_no_two_are_one(name: str) -> None:
-    there = escapes.stored(name)
+    there = NEXTCLOUD.stored(name)
 
-    assert escapes.shown(there) == name
+    assert NEXTCLOUD.shown(there) == name
     assert unicodedata.is_normalized("NFC", there)
     assert not set(there) & {"\\", "\n", "\udcff"}
     assert not there.lower().endswith((".part", ".filepart"))
     if unicodedata.is_normalized("NFC", name):  # as somebody else may have called a file
-        assert escapes.stored(escapes.shown(name)) == name or not escapes._is_kept(name)
+        assert NEXTCLOUD.stored(NEXTCLOUD.shown(name)) == name or not NEXTCLOUD._is_kept(name)
 
 
 @pytest.mark.parametrize("name", ["x" * 251, "\u00fc" * 126, "x" * 245 + "\\"])

@@ -11,7 +11,7 @@ import trio
 from nbmountd.backends.webdav import WebDAVBackend
 from nbmountd.config import WebDAVOptions
 from nbmountd.errors import RemoteLocked, VersionMismatch
-from nbmountd.escapes import shown, stored
+from nbmountd.escapes import NEXTCLOUD
 from nbmountd.model import Entry
 from tests.backends.suite import BackendSuite, FolderOutside, Remote, at, free, upload
 from tests.servers import FakeNextcloud
@@ -25,23 +25,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeNextcloud]:
         yield server
 
 
-class NextcloudOutside(FolderOutside):
-    """Another client that writes the names which the server would refuse or change as we do."""
-
-    def read(self, path: str) -> bytes:
-        return super().read(self._there(path))
-
-    def write(self, path: str, content: bytes) -> None:
-        super().write(self._there(path), content)
-
-    def listdir(self, path: str) -> list[str]:
-        return sorted(map(shown, super().listdir(self._there(path))))
-
-    @staticmethod
-    def _there(path: str) -> str:
-        return "/".join(map(stored, path.split("/")))
-
-
 class TestNextcloud(BackendSuite):
     number = 0
 
@@ -52,7 +35,7 @@ class TestNextcloud(BackendSuite):
         root.mkdir()
         url = f"{server.origin}/remote.php/webdav/mount%20{TestNextcloud.number}"
         backend = WebDAVBackend(WebDAVOptions(url=url, user=server.user, password=server.password))
-        yield Remote(backend, await backend.connect(), NextcloudOutside(root))
+        yield Remote(backend, await backend.connect(), FolderOutside(root, NEXTCLOUD))
         await backend.aclose()
 
     async def test_of_two_conditional_uploads_at_once_one_wins(self, remote: Remote) -> None:

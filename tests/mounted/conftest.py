@@ -19,7 +19,9 @@ from typing import cast
 import pytest
 
 from nbmountd.control.schema import MountStatus
+from nbmountd.escapes import AS_THEY_ARE, NO_FIRST_DOT, Rules
 from tests.mounted import harness
+from tests.mounted.kernel import same_tree
 from tests.mounted.spaces import GENERATIONS, space_on
 from tests.mounted.workspaces import workspace_on
 from tests.servers import (
@@ -108,9 +110,15 @@ class Rig:
     name: str
     mount: Path
     root: Path
+    names: Rules = AS_THEY_ARE
+    """How names are written on the server."""
 
     def below(self, name: str) -> Rig:
-        return replace(self, mount=self.mount / name, root=self.root / name)
+        return replace(self, mount=self.mount / name, root=self.root / self.names.stored(name))
+
+    def differences(self) -> list[str]:
+        """What `same_tree` finds between mount and server."""
+        return same_tree(self.mount, self.root, self.names)
 
     @property
     def status(self) -> MountStatus:
@@ -144,6 +152,10 @@ OTHER_SERVERS: dict[str, type[ServerProcess]] = {
 }
 
 
+NAMES = {"nginx": NO_FIRST_DOT}
+"""How a server's names are written where that is not as programs write them in these tests."""
+
+
 def asked_for(*usual: str) -> list[str]:
     """The servers that a long test is played over: `usual`, or what NBMOUNTD_TEST_SERVERS names ("nginx rclone", "all")."""
     names = os.environ.get("NBMOUNTD_TEST_SERVERS", " ".join(usual)).split()
@@ -166,7 +178,7 @@ def over_all_servers(
             roots[name] = server.root
             mounts[name] = webdav_mount(server)
         with harness.daemon_over(mounts) as daemon:
-            yield {name: Rig(daemon, name, daemon.path(name), roots[name]) for name in mounts}
+            yield {name: Rig(daemon, name, daemon.path(name), roots[name], NAMES.get(name, AS_THEY_ARE)) for name in mounts}
 
 
 @pytest.fixture(scope="session", params=["apache", *OTHER_SERVERS])
@@ -188,7 +200,7 @@ def apache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         with OTHER_SERVERS[kind](base / "root", base / "work") as webdav, harness.daemon_over(
             {kind: webdav_mount(webdav)}
         ) as daemon:
-            yield Rig(daemon, kind, daemon.path(kind), webdav.root)
+            yield Rig(daemon, kind, daemon.path(kind), webdav.root, NAMES.get(kind, AS_THEY_ARE))
         return
     if kind in GENERATIONS:
         with OnedataDouble(base / "onedata", version=GENERATIONS[kind]) as double:

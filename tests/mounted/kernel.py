@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from nbmountd.escapes import AS_THEY_ARE, Rules
+
 T = TypeVar("T")
 
 MARKER = "NBMOUNTD_TEST_HOME"
@@ -89,26 +91,26 @@ def listed(directory: Path) -> list[str]:
     return sorted(entries_of(directory))
 
 
-def same_tree(left: Path, right: Path) -> list[str]:
+def same_tree(left: Path, right: Path, names: Rules = AS_THEY_ARE) -> list[str]:
     """Differences in names, kinds and bytes between two directories; empty when there are none.
 
-    Either may be anything that reads as a Path does.
+    Either may be anything that reads as a Path does. `names` is how names are written on the right.
     """
     differences: list[str] = []
 
     def walk(one: Path, other: Path, relative: Path) -> None:
-        names, others = entries_of(one), entries_of(other)
-        lonely = sorted(names.keys() ^ others.keys())
-        differences.extend(f"{relative / name} is only in {'left' if name in names else 'right'}" for name in lonely)
-        for name in sorted(names.keys() & others.keys()):
-            if kind_of(names[name]) != kind_of(others[name]):
+        mine, others = entries_of(one), {names.shown(name): entry for name, entry in entries_of(other).items()}
+        lonely = sorted(mine.keys() ^ others.keys())
+        differences.extend(f"{relative / name} is only in {'left' if name in mine else 'right'}" for name in lonely)
+        for name in sorted(mine.keys() & others.keys()):
+            if kind_of(mine[name]) != kind_of(others[name]):
                 differences.append(f"{relative / name} differs in kind")
-            elif names[name].is_symlink():
-                if names[name].readlink() != others[name].readlink():
+            elif mine[name].is_symlink():
+                if mine[name].readlink() != others[name].readlink():
                     differences.append(f"{relative / name} points elsewhere")
-            elif names[name].is_dir():
-                walk(names[name], others[name], relative / name)
-            elif names[name].read_bytes() != others[name].read_bytes():
+            elif mine[name].is_dir():
+                walk(mine[name], others[name], relative / name)
+            elif mine[name].read_bytes() != others[name].read_bytes():
                 differences.append(f"{relative / name} differs in bytes")
 
     walk(left, right, Path())

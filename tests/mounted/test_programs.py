@@ -19,7 +19,7 @@ import pandas
 import pytest
 
 from tests.mounted.conftest import Rig
-from tests.mounted.kernel import drop_pages, listed, same_tree
+from tests.mounted.kernel import drop_pages, listed
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_git_keeps_a_repository(folder: Rig) -> None:
     assert git("status", "--porcelain") == ""
     folder.daemon.sync(folder.mount)
     assert (folder.root / "notes.txt").read_text() == "revision 2\n"
-    assert same_tree(folder.mount / ".git", folder.root / ".git") == []
+    assert folder.below(".git").differences() == []
 
 
 def test_an_archive_unpacks_with_modes_and_times(folder: Rig, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_an_archive_unpacks_with_modes_and_times(folder: Rig, tmp_path: Path) ->
     unpacked = folder.mount / "project" / "part-3" / "file-33"
     assert (unpacked.stat().st_mode & 0o777, int(unpacked.stat().st_mtime)) == (0o641, 1_500_000_000)
     folder.daemon.sync(folder.mount)
-    assert same_tree(folder.mount, folder.root) == []
+    assert folder.differences() == []
     assert int(unpacked.stat().st_mtime) == 1_500_000_000
 
 
@@ -204,7 +204,7 @@ def test_hard_links_share_their_bytes_here_and_are_files_of_their_own_there(fold
     assert os.path.samefile(folder.mount / "one", folder.mount / "two")
     assert (folder.mount / "one").stat().st_nlink == 2
     folder.daemon.sync(folder.mount)
-    assert same_tree(folder.mount, folder.root) == []
+    assert folder.differences() == []
 
 
 def test_append_is_atomic_among_handles(folder: Rig) -> None:

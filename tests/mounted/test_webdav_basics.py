@@ -10,7 +10,7 @@ import pytest
 
 from tests.mounted import modes
 from tests.mounted.conftest import Rig
-from tests.mounted.kernel import listed, same_tree
+from tests.mounted.kernel import listed
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def folder(webdav: Rig, request: pytest.FixtureRequest) -> Rig:
 
 def assert_safe_and_equal(rig: Rig) -> None:
     rig.daemon.sync(rig.mount)
-    assert same_tree(rig.mount, rig.root) == []
+    assert rig.differences() == []
     assert (rig.status.unsent_files, rig.status.parked, rig.status.conflicts) == (0, 0, 0)
 
 

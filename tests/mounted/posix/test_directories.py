@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.conftest import Rig
+from tests.mounted.kernel import eventually, listed
 from tests.mounted.posix.twins import Twins
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -277,22 +278,31 @@ ODD_NAMES = (
 )  # fmt: skip
 
 
-REFUSED_BY = {"nginx": r"\."} | dict.fromkeys(("lighttpd", "wsgidav", "sabre", "rclone"), r".*[\x00-\x1f\x7f]")
-"""Names that a server does not take, does not list, or takes for another one (backends/test_webdav_quirks.py)."""
+REFUSED_BY = dict.fromkeys(("lighttpd", "wsgidav", "sabre", "rclone"), r".*[\x00-\x1f\x7f]")
+"""Names that a server does not take or takes for another one (backends/test_webdav_quirks.py): they are not sent."""
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_odd_names_arrive_and_come_back(folder: Rig, name: str) -> None:
-    if re.match(REFUSED_BY.get(folder.name, "(?!)"), name):
-        pytest.skip(f"{folder.name} does not take this name: it would stay here, parked")
+    refused = re.match(REFUSED_BY.get(folder.name, "(?!)"), name) is not None
     (folder.mount / name).mkdir()
     (folder.mount / name / name).write_text(name)
 
-    folder.daemon.sync(folder.mount)
+    if refused:
+        parked = eventually(lambda: folder.status.parked, 60, "the name is parked")
+    else:
+        folder.daemon.sync(folder.mount)
     folder.daemon.refresh(folder.mount)
 
     assert os.listdir(folder.mount) == [name]
     assert (folder.mount / name / name).read_text() == name
+    if refused:  # nothing of it on the server, nothing lost here, and it can be renamed to what is taken
+        assert listed(folder.root) == []
+        (folder.mount / name / name).rename(folder.mount / name / "plain")
+        (folder.mount / name).rename(folder.mount / "plain")
+        folder.daemon.sync(folder.mount)
+        assert (folder.root / "plain" / "plain").read_text() == name
+        assert folder.status.parked < parked
     assert folder.status.parked == 0
 
 

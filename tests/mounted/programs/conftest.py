@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.conftest import Rig
-from tests.mounted.kernel import same_tree
 
 LARGE = bool(os.environ.get("NBMOUNTD_TEST_LARGE"))
 LIMIT = 900 if LARGE else 120
@@ -44,7 +43,7 @@ def folder(apache: Rig, request: pytest.FixtureRequest) -> Iterator[Rig]:
     yield rig
 
     rig.daemon.sync(rig.mount, timeout=LIMIT - 20)
-    assert [line for line in same_tree(rig.mount, rig.root) if not _stays_here(rig, line)] == []
+    assert [line for line in rig.differences() if not _stays_here(rig, line)] == []
     assert (rig.status.parked, rig.status.conflicts) == (0, 0)
 
 
