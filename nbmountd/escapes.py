@@ -19,13 +19,14 @@ CODE = re.compile(f"{ESCAPE}(?:{ESCAPE}|([0-9a-f]{{2,6}});)")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How a kind of remote treats names. Two are alike if they treat all names alike."""
+    """How a kind of remote treats names. Plain values only: a mount remembers them over restarts."""
 
     text: bool = False
     """Refused are backslashes, control characters and bytes that are not UTF-8; letters with separate accents (NFD) are
     composed, so that one file would overwrite another."""
-    bad_dot: re.Pattern[str] | None = None
-    """Matches, from a dot on, what makes the remote refuse or hide a name; not any more when the dot is escaped."""
+    bad_dot: str = ""
+    """A regular expression for what makes the remote refuse or hide a name, from a dot on; it matches no more when that is
+    escaped. Empty: nothing does."""
 
     def stored(self, name: str) -> str:
         """How a program's `name` is called on the server."""
@@ -47,7 +48,7 @@ class Rules:
 
     def _is_kept(self, name: str) -> bool:
         """Whether the server takes the name, leaves it as it is and lists it."""
-        if self.bad_dot is not None and self.bad_dot.search(name) is not None:
+        if self.bad_dot and re.search(self.bad_dot, name) is not None:
             return False
         return not self.text or (
             unicodedata.is_normalized("NFC", name) and not any(_is_refused(character) for character in name)
@@ -55,7 +56,7 @@ class Rules:
 
     def _escaped(self, name: str) -> str:
         composed = not self.text or unicodedata.is_normalized("NFC", name)
-        bad = self.bad_dot.search(name) if self.bad_dot is not None else None
+        bad = re.search(self.bad_dot, name) if self.bad_dot else None
         dot = bad.start() if bad is not None else -1
         parts = []
         for at, character in enumerate(name):
@@ -78,7 +79,7 @@ def _is_refused(character: str) -> bool:
 
 
 AS_THEY_ARE = Rules()
-NEXTCLOUD = Rules(text=True, bad_dot=re.compile(r"\.(?:file)?part\Z|\A\.htaccess\Z", re.IGNORECASE))
+NEXTCLOUD = Rules(text=True, bad_dot=r"(?i)\.(?:file)?part\Z|\A\.htaccess\Z")
 """Nextcloud 32 as it is installed."""
-NO_FIRST_DOT = Rules(bad_dot=re.compile(r"\A\."))
+NO_FIRST_DOT = Rules(bad_dot=r"\A\.")
 """What begins with a dot is kept and not listed (nginx with dav-ext)."""
