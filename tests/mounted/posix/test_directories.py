@@ -282,6 +282,7 @@ REFUSED_BY = dict.fromkeys(("lighttpd", "wsgidav", "sabre", "rclone"), r".*[\x00
 """Names that a server does not take or takes for another one (backends/test_webdav_quirks.py): they are not sent."""
 
 
+@pytest.mark.expects_log('"parked"')
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_odd_names_arrive_and_come_back(folder: Rig, name: str) -> None:
     refused = re.match(REFUSED_BY.get(folder.name, "(?!)"), name) is not None
