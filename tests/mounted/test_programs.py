@@ -227,6 +227,7 @@ def test_what_a_directory_cannot_do_is_refused_plainly(folder: Rig) -> None:
     assert looped.value.errno == errno.EINVAL
 
 
+@pytest.mark.expects_log("the listing is not whole XML")  # rclone, of a directory from which files go meanwhile
 def test_a_thousand_files_are_removed_by_rm(folder: Rig) -> None:
     for number in range(1000):
         (folder.mount / f"{number}").write_bytes(b"x")
