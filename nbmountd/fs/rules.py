@@ -67,7 +67,7 @@ TABLE: dict[Here, dict[There, Outcome]] = {
     },
     Here.MOVED: {
         _SAME: Outcome.SEND,
-        _CHANGED: Outcome.TAKE,  # the new bytes, under our name
+        _CHANGED: Outcome.TAKE,  # the new bytes, under our name; settle.py takes what is whole here for edited
         _GONE: Outcome.DROP,
         _OTHER: Outcome.DROP,
     },

@@ -28,6 +28,9 @@ from nbmountd.sync.upload import Snapshot
 COMPARE_LIMIT = 64 * 2**20
 """Up to this size the remote's bytes are compared with ours when it keeps no checksum: a false conflict costs more."""
 
+KEPT_WHEN_MOVED = 16 * 2**20
+"""Up to this size a file that was renamed here and changed there keeps its old bytes under the new name, if they are here."""
+
 _log = get_logger(__name__)
 
 
@@ -287,12 +290,32 @@ class Settle:
     async def _source_changed(self, node: Node, here: Entry | None) -> None:
         """What was renamed here was changed, replaced or removed there."""
         news = There.GONE if here is None else There.CHANGED if here.kind is node.kind else There.OTHER_KIND
+        if news is There.CHANGED and here_of(self._nodes, node) is Here.MOVED:
+            self._keep_if_whole(node)
         if decide(here_of(self._nodes, node), news) is Outcome.TAKE and here is not None:
             take(self._nodes, node, here)
         elif here_of(self._nodes, node) in (Here.MOVED, Here.MOVED_EDITED):
             gone(self._nodes, node)
         else:  # removed or put back since
             await self.look_at_parent(node)
+
+    def _keep_if_whole(self, node: Node) -> None:
+        """A file of which all bytes are here, so that a program may have read them under the new name, is as if edited: it
+        stays what it is. If the name came to mean the remote's new bytes, who then removes what he has read would remove those.
+        """
+        nodes = self._nodes
+        if node.kind is not Kind.FILE or node.link_of is not None or nodes.aliases[node.ino] or node.size > KEPT_WHEN_MOVED:
+            return
+        content = self._store.open(node)
+        try:
+            if not content.size:
+                self._store.truncate(content, 0, node.mtime_ns)
+            elif not content.missing(0, content.size) and not content.unverified:
+                self._store.write(content, 0, content.read(0, content.size), node.mtime_ns)
+        except (LocalError, OSError) as exc:
+            _log.info("cannot keep what was renamed here", path=nodes.local_path(node), cause=exc)
+        finally:
+            self._store.release(content)
 
     # -- removals -----------------------------------------------------------------------------------------------------
 

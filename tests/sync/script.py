@@ -79,6 +79,9 @@ def _make_round(chance: random.Random, *, alone: bool) -> list[Op]:
     def slot() -> int:
         return chance.randrange(2)
 
+    def others() -> bool:
+        return chance.random() < 0.5
+
     def place() -> tuple[int, int]:
         return chance.randrange(4), chance.randrange(1, 4)
 
@@ -89,6 +92,7 @@ def _make_round(chance: random.Random, *, alone: bool) -> list[Op]:
         (2, lambda: ("rename", directory(), directory())),
         (1, lambda: ("rename", path(), directory())),
         (1, lambda: ("exchange", path(), path())),
+        (3, lambda: ("take over", path(), chance.randrange(1, 4), not alone and others(), chance.choice((0.0, 6.0)))),
         (4, lambda: ("mkdir", directory())),
         (1, lambda: ("mkdir", path())),
         (2, lambda: ("rmdir", directory())),
@@ -182,6 +186,8 @@ class Run:
     handles: dict[int, Handle] = field(default_factory=dict)
     removed: set[bytes] = field(default_factory=set)
     """Tokens that went with the file that held them, while nobody else worked."""
+    seen: set[bytes] | None = None
+    """What a program that is removing a file has read in it just before; None: it did not look."""
     unlinked: set[int] = field(default_factory=set)
     """Files of which a program took the last name."""
     honest: bool = True
@@ -217,7 +223,9 @@ class Run:
     def removed_here(self, node: Node) -> None:
         self.unlinked.add(node.ino)
         if node.kind is Kind.FILE:
-            self.kill_tokens(self.content_of(node))
+            going = self.tokens(self.content_of(node))
+            for token in going if self.seen is None else going & self.seen:
+                self.living.pop(token, None)
             if self.alone:
                 self.removed |= self.tokens(self.content_of(node))
 
@@ -305,6 +313,35 @@ class Run:
         if one.is_directory or other.is_directory:
             return
         await self.world.fs.rename(from_parent, from_name, to_parent, to_name, replace=True, exchange=True)
+
+    async def do_take_over(self, path: str, count: int, others: bool, seconds: float) -> None:
+        """A new file changes names with the old one, which is read and then removed; with `others` between the two somebody
+        else writes under the name. Nothing goes but what was read."""
+        parent, name = await self.parent_of(path)
+        if (await self.world.find(path)).is_directory:
+            return
+        temporary = f".{name}.aside"
+        fs = self.world.fs
+        node = await fs.create(parent, temporary, 0o644)
+        self.mirror[node.ino] = bytearray()
+        try:
+            self.write(node, 0, count)
+        finally:
+            fs.close_file(node.ino, writing=True)
+        await fs.rename(parent, temporary, parent, name, replace=False, exchange=True)
+        aside = f"{path.rpartition('/')[0]}/{temporary}".lstrip("/")
+        old = await self.world.find(aside)
+        plain = old.link_of is None and not self.world.nodes.aliases[old.ino]  # of hard links no such thing is promised
+        await self.do_read(aside)
+        seen = self.tokens(self.content_of(old))
+        if others:
+            await self.do_other_put(path, 1)
+        await trio.sleep(seconds)
+        self.seen = seen if plain else None
+        try:
+            await fs.unlink(parent, temporary)
+        finally:
+            self.seen = None
 
     async def do_mkdir(self, path: str) -> None:
         parent, name = await self.parent_of(path)
@@ -547,7 +584,7 @@ async def _play(script: list[Op], world: World, unit: int) -> None:
         run = Run(world, nursery, unit)
         world.on_removed = world.nodes.on_removed = run.removed_here
         run.honest = not any(op[:2] == ("fault", "stat") and {"short", "long"} & set(op[2:]) for op in script)
-        others = [op[0].startswith("other") for op in script]
+        others = [op[0].startswith("other") or (op[0] == "take over" and op[3]) for op in script]
         for op, other in zip(script, others, strict=True):
             run.alone = not other and others == sorted(others, reverse=True)
             await run.do(op)

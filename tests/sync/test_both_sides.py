@@ -275,14 +275,24 @@ def test_removed_and_made_again_on_the_remote_is_another_file(tmp_path: Path) ->
 # --- names ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_renamed_here_and_changed_there_has_the_new_bytes_under_the_new_name(tmp_path: Path) -> None:
+def test_a_file_renamed_here_unread_and_changed_there_has_the_new_bytes_under_the_new_name(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         world.remote.put("a.txt", b"before")
-        await world.read_file("a.txt")
         await rename(world, "a.txt", "b.txt")
         world.remote.put("a.txt", b"changed")
 
     assert tell(tmp_path, story).remote.tree() == {"b.txt": b"changed"}
+
+
+@pytest.mark.parametrize("old", [b"before", b""])
+def test_a_file_renamed_here_of_which_all_is_here_and_changed_there_keeps_both(tmp_path: Path, old: bytes) -> None:
+    async def story(world: World) -> None:
+        world.remote.put("a.txt", old)
+        await world.read_file("a.txt")
+        await rename(world, "a.txt", "b.txt")
+        world.remote.put("a.txt", b"changed")
+
+    assert tell(tmp_path, story).remote.tree() == {"a.txt": b"changed", "b.txt": old}
 
 
 def test_renamed_and_edited_here_and_changed_there_keeps_both(tmp_path: Path) -> None:
@@ -911,3 +921,29 @@ def test_a_renamed_hard_link_with_news_is_no_conflict_where_moving_gives_another
     world = tell(tmp_path, story, replace(WHOLE_UPLOADS, native_mtime=True))
 
     assert world.remote.tree() == {"a": b"bef", "c": b"bef"}
+
+
+@pytest.mark.parametrize("replacing", [True, False])
+def test_what_others_wrote_is_not_removed_with_a_file_that_was_read_and_taken_aside(tmp_path: Path, replacing: bool) -> None:
+    """A program takes a file to a name of its own, reads what it has there, and removes that: nothing else."""
+    seen: list[bytes] = []
+
+    async def story(world: World) -> None:
+        world.remote.put("a.txt", b"before")
+        await world.read_file("a.txt")
+        if replacing:
+            await world.write_file(".a.txt", b"ours")
+            await world.fs.rename(1, ".a.txt", 1, "a.txt", replace=False, exchange=True)
+        else:
+            await rename(world, "a.txt", ".a.txt")
+        seen.append(await world.read_file(".a.txt"))
+        world.remote.put("a.txt", b"theirs")
+        await trio.sleep(6)  # the rename is on its way, and meets what others wrote
+        await remove(world, ".a.txt")
+
+    world = tell(tmp_path, story)
+
+    assert seen == [b"before"]
+    assert world.remote.read("a.txt") == b"theirs"
+    assert copies(world) == ([b"ours"] if replacing else [])
+    assert ".a.txt" not in world.remote.tree()
