@@ -88,7 +88,7 @@ def converge(daemons: list[Daemon], root: Path) -> None:
 
 @pytest.mark.skipif(
     not SECONDS,
-    reason="not known to pass each time: of three times 600 s one lost 1 of 2,889 versions, before one way to that was closed; "
+    reason="it does not pass: two runs of 590 s lost 6 of 10,074 versions, by ways not found yet; "
     "NBMOUNTD_TEST_SECONDS=600 plays it",
 )
 @pytest.mark.timeout(SECONDS + 280)
