@@ -55,7 +55,8 @@ class Sync(Protocol):
     """What the file system asks of the engine that sends."""
 
     async def wait_until_safe(self, node: Node) -> None:
-        """Returns when the remote has confirmed the node as it is now. Raises RemoteError when it is parked."""
+        """Returns when the remote has confirmed the node as it is now, by each of its names. Raises RemoteError when one is
+        parked."""
 
     def state(self, node: Node) -> FileState | None:
         """uploading, conflict or parked; None if nothing of that."""
@@ -420,12 +421,9 @@ class FileSystem:
 
     def _unsent_of_further_names(self, change: Transaction, node: Node, bits: int, now: float) -> None:
         """On the remote every name of a file is a file of its own: what is to be told of one is to be told of all."""
-        for alias in self._further_names(node):
+        for alias in self.nodes.names(node)[1:]:
             if not alias.local_only:
                 change.update(alias, unsent_attributes=alias.unsent_attributes | bits, changed_at=now)
-
-    def _further_names(self, node: Node) -> list[Node]:
-        return self.nodes.database.aliases(node.ino) if self.nodes.aliases[node.ino] else []
 
     def atime_ns(self, node: Node) -> int:
         """When the file was last read, as far as a program has said so."""
@@ -533,7 +531,7 @@ class FileSystem:
             state = self.sync.state(node)
             if state is not None:
                 return state
-        if node.to_send or any(alias.to_send for alias in self._further_names(node)):
+        if any(name.to_send for name in self.nodes.names(node)):
             return FileState.DIRTY
         if node.changed_at or node.kind is not Kind.FILE or node.size == 0:
             return FileState.SAFE  # it was changed here, and the remote has confirmed it
@@ -689,7 +687,7 @@ class FileSystem:
 
     async def _wait_until_safe(self, ino: int) -> None:
         node = self.nodes.get(ino)
-        if self.sync is not None and node.to_send:
+        if self.sync is not None and any(name.to_send for name in self.nodes.names(node)):
             await self.sync.wait_until_safe(node)
 
     def blocks(self, node: Node) -> int:

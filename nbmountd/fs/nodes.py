@@ -198,6 +198,10 @@ class Nodes:
         """The node that has the content and attributes: itself, or the one that it is a further name of."""
         return node if node.link_of is None else self.get(node.link_of)
 
+    def names(self, node: Node) -> list[Node]:
+        """The node, and one for each further name of a file."""
+        return [node, *(self.database.aliases(node.ino) if self.aliases[node.ino] else ())]
+
     def detach(self, change: Transaction, node: Node, **values: Any) -> None:
         """Takes the local name from a node. A file with further names takes one of those instead and lives on.
 

@@ -455,12 +455,13 @@ class Engine:
                 self._hurry.remove(prefix)
 
     async def wait_until_safe(self, node: Node) -> None:
-        """Returns when the remote has confirmed the node as it is now. Raises the reason when its work is parked."""
+        """Returns when the remote has confirmed the node as it is now, by each of its names. Raises the reason when work on
+        one of them is parked."""
         self._hurried[node.ino] += 1
         try:
             self._forgive()
-            while node.to_send:
-                stuck = self._stuck_by(node)
+            while unsent := [name for name in self._nodes.names(node) if name.to_send]:
+                stuck = next(filter(None, map(self._stuck_by, unsent)), None)
                 if stuck is not None:
                     raise RemoteError(stuck)
                 await self._nodes.changed.wait()
@@ -476,7 +477,7 @@ class Engine:
         self._look_soon()
 
     def _is_hurried(self, node: Node) -> bool:
-        if node.ino in self._hurried:
+        if node.ino in self._hurried or node.link_of in self._hurried:
             return True
         return bool(self._hurry) and ("" in self._hurry or _below_any(self._hurry, *self._paths(node)))
 

@@ -885,6 +885,33 @@ def test_a_body_of_the_wrong_length_is_never_taken_for_the_file(tmp_path: Path, 
     tell(tmp_path, story)
 
 
+def test_fsync_with_durability_fsync_returns_when_the_remote_has_every_name_of_the_file(tmp_path: Path) -> None:
+    world = World(tmp_path, WHOLE_UPLOADS, durability="fsync", write_back_delay=60.0)
+    seen: list[object] = []
+
+    async def main() -> None:
+        async with running(world):
+            world.remote.put("a", b"before")
+            node = await world.find("a")
+            await world.fs.link(node.ino, 1, "b")
+            await world.fs.link(node.ino, 1, "c")
+            world.fs.open(node.ino, writing=True, truncate=False)
+            world.fs.write(node.ino, 0, b"after!")
+            await world.fs.fsync(node.ino)
+            seen.append(dict(world.remote.tree()))
+            await remove(world, "a")  # the file goes on with one of its other names
+            world.fs.write(node.ino, 0, b"last..")
+            await world.fs.fsync(node.ino)
+            seen.append(dict(world.remote.tree()))
+            world.fs.close_file(node.ino, writing=True)
+            await world.converge()
+
+    trio.run(main, clock=world.time.clock)
+
+    assert seen[0] == {"a": b"after!", "b": b"after!", "c": b"after!"}
+    assert {name: found for name, found in dict(seen[1]).items() if name != "a"} == {"b": b"last..", "c": b"last.."}
+
+
 # --- what the model found --------------------------------------------------------------------------------------------------
 
 
