@@ -223,6 +223,7 @@ async def _serve(start: WorkerStart) -> None:
             service.start_soon(_watch_lifeline, start.lifeline_fd, service.cancel_scope)
             service.start_soon(backend.run)
             service.start_soon(_connect, backend, nodes, engine, fs)
+            service.start_soon(refresh.run_listings)
             service.start_soon(refresh.run)
             for _ in range(LISTINGS_AHEAD):
                 service.start_soon(refresh.run_ahead)
@@ -340,7 +341,7 @@ async def _refresh_wanted(news: trio.MemoryReceiveChannel[int], nodes: Nodes, re
         if node is not None and node.base_parent is not None:
             try:
                 refresh.forget(ino)
-                await refresh.list_now(node)
+                await refresh.list_soon(node)
             except NbmountdError as exc:
                 _log.debug("cannot look at a changed directory", inode=ino, cause=exc)
 

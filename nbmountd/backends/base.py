@@ -10,7 +10,9 @@ What changes something and got no answer raises with `in_doubt=True`; the caller
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -19,6 +21,26 @@ from nbmountd.model import Attributes, Capabilities, Entry, Kind, Place, Quota, 
 Sink = Callable[[memoryview], None]
 """Takes the next bytes of a ranged read, in order. Called in a worker thread; the view is only valid during the call.
 May raise to stop the transfer; that error comes out of `read` unchanged."""
+
+
+_listener: ContextVar[Callable[[], None] | None] = ContextVar("_listener", default=None)
+
+
+@contextmanager
+def listening(noted: Callable[[], None]) -> Iterator[None]:
+    """Inside, and in the worker threads started there, `heard` calls `noted`."""
+    token = _listener.set(noted)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def heard() -> None:
+    """For drivers, from any thread: a part of a long answer has come, so whoever asked may wait on for the rest."""
+    noted = _listener.get()
+    if noted is not None:
+        noted()
 
 
 class Body(Protocol):
@@ -95,8 +117,8 @@ class Backend(Protocol):
     async def list(self, place: Place) -> list[Entry]:
         """All objects directly in the directory at `place`: the whole listing or an error, never a part.
 
-        Names are what programs will see; entries that cannot be shown (".", "..", "/" or NUL in the name) are left out
-        and logged. Raises RemoteNotFound, RemoteProtocolError.
+        May take long, as long as `heard` is called now and then. Names are what programs will see; entries that cannot be
+        shown (".", "..", "/" or NUL in the name) are left out and logged. Raises RemoteNotFound, RemoteProtocolError.
         """
 
     async def read(self, place: Place, version: Version | None, start: int, stop: int, sink: Sink) -> None:

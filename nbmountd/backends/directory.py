@@ -29,7 +29,7 @@ from typing import TypeVar
 import trio
 
 from nbmountd.backends import beneath
-from nbmountd.backends.base import Body, Change, Piece, Sink, Ticket
+from nbmountd.backends.base import Body, Change, Piece, Sink, Ticket, heard
 from nbmountd.config import DirectoryOptions
 from nbmountd.errors import (
     NameRefused,
@@ -270,6 +270,7 @@ class DirectoryBackend:
             with os.scandir(fd) as found:
                 names = [item.name for item in found if not item.name.startswith(UPLOAD_PREFIX)]
             for name in names:
+                heard()
                 try:
                     status = beneath.settled_status(name, fd)
                     if beneath.is_shown(status):

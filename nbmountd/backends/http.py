@@ -38,7 +38,7 @@ from urllib3.exceptions import (
 )
 
 from nbmountd import __version__
-from nbmountd.backends.base import Body
+from nbmountd.backends.base import Body, heard
 from nbmountd.backends.connections import Address, Lever, new_pool
 from nbmountd.backends.credentials import Credential
 from nbmountd.errors import (
@@ -129,11 +129,13 @@ class Incoming:
         """
         if self._plain is None:
             while data := self._response.read(size):
+                heard()
                 self.received += len(data)
                 yield memoryview(data)
             return
         view = memoryview(bytearray(size))
         while count := self._read_into(self._plain, view):
+            heard()
             self.received += count
             yield view[:count]
 

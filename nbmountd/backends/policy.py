@@ -2,8 +2,8 @@
 
 It knows nothing of what the requests mean beyond whether they change something. The rules:
 
-- Deadlines: a verb without a body must end within `deadline` seconds; for reads and uploads that long without a byte
-  is too long. Time in which we ourselves (sink, body) are slow does not count.
+- Deadlines: a verb without a body must end within `deadline` seconds; for reads, uploads and listings that long without a
+  byte is too long. Time in which we ourselves (sink, body) are slow does not count. A listing has a limit as a whole, too.
 - Retries: what changes nothing, and what was surely not carried out. A change `in_doubt` is never sent twice. A read that
   is repeated goes on where it was. Pauses are exponential with full jitter; Retry-After counts for every request.
 - Connections: at most `capabilities.connections`, of which uploads cannot take all, nor reads: each can always go on. How
@@ -25,7 +25,7 @@ from typing import TypeVar
 
 import trio
 
-from nbmountd.backends.base import Backend, Body, Change, Piece, Sink, Telling, Ticket
+from nbmountd.backends.base import Backend, Body, Change, Piece, Sink, Telling, Ticket, listening
 from nbmountd.backends.health import Event, HealthState
 from nbmountd.backends.hygiene import fit, fit_entries
 from nbmountd.backends.parallel import Parallel
@@ -44,6 +44,9 @@ LONGEST_OBEYED_WAIT = 300.0
 """Of a Retry-After: a wrong or hostile one must not stop a mount for a year."""
 ANSWER_BYTES_PER_SECOND = 10_000_000
 """After the last byte of an upload a server may still assemble, hash and copy it: so much longer it may take. A guess."""
+LISTING_DEADLINES = 20
+"""So many deadlines a listing may take while bytes of it come: 10 minutes by default. A guess; it is what a server can cost
+that sends one byte after the other without end."""
 LOOKS_AT_ONCE = 8
 """Reads and questions: few large ones are as fast as many."""
 SMALL = 256 * 1024
@@ -226,7 +229,18 @@ class PolicyBackend:
         return fit(await self._look("stat", partial(self._backend.stat, place)))
 
     async def list(self, place: Place) -> Listing:
-        return fit_entries(await self._look("list", partial(self._backend.list, place)), place)
+        call = _Call("list", changes=False, began=trio.current_time())
+
+        def noted() -> None:
+            call.progress.moves += 1
+
+        async def attempt() -> Listing:
+            with listening(noted):
+                return await self._backend.list(place)
+
+        watched = partial(self._with_progress, call, attempt)
+        attempt_within = partial(self._within, LISTING_DEADLINES * self._deadline, call, watched)
+        return fit_entries(await self._repeat(call, attempt_within), place)
 
     async def quota(self) -> Quota:
         return await self._look("quota", self._backend.quota)

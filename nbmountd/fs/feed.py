@@ -63,7 +63,7 @@ class Feed:
         if not directory.listed or (directory.ino != ROOT_INODE and not self._nodes.known_to_kernel(directory.ino)):
             return
         try:
-            await self._refresh.list_now(directory)
+            await self._refresh.list_soon(directory)
         except NbmountdError as exc:
             _log.debug("cannot look at a changed directory", inode=directory.ino, cause=exc)
 

@@ -708,11 +708,11 @@ class FileSystem:
         directory = self.nodes.database.root if node is None else node
         if not directory.is_directory:
             directory = self.nodes.get(directory.base_parent or directory.parent or ROOT_INODE)
-        await self.refresh.list_now(directory)
+        await self.refresh.list_soon(directory)
         for child in self.nodes.database.children(directory.ino):
             if child.is_directory and self.nodes.known_to_kernel(child.ino) and child.base_parent is not None:
                 try:
-                    await self.refresh.list_now(child)
+                    await self.refresh.list_soon(child)
                 except RemoteError:
                     continue
 

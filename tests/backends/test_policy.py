@@ -14,10 +14,10 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nbmountd.backends.base import NoTicket, Sink
+from nbmountd.backends.base import NoTicket, Sink, heard
 from nbmountd.backends.health import LOST_AFTER, TRANSITIONS, Event, HealthState
 from nbmountd.backends.memory import CHUNK, EVERYTHING, Fault, MemoryBackend
-from nbmountd.backends.policy import ATTEMPTS, PolicyBackend
+from nbmountd.backends.policy import ATTEMPTS, LISTING_DEADLINES, PolicyBackend
 from nbmountd.errors import (
     RemoteDenied,
     RemoteError,
@@ -29,7 +29,7 @@ from nbmountd.errors import (
     Unauthenticated,
     VersionMismatch,
 )
-from nbmountd.model import Attributes, Capabilities, Health, Kind, Place, Version
+from nbmountd.model import Attributes, Capabilities, Entry, Health, Kind, Place, Version
 from tests.backends.suite import BackendSuite, BytesBody, Collector, Remote, free, pattern, read, upload
 from tests.backends.test_memory import MemoryOutside
 
@@ -71,6 +71,52 @@ async def lose(inner: MemoryBackend, policy: PolicyBackend) -> None:
         await policy.stat(ROOT)
     assert policy.health is Health.OFFLINE
     inner.requests.clear()
+
+
+# --- long listings ---
+
+
+class Dripping(MemoryBackend):
+    """Hears of a listing every `pause` seconds, `parts` times, and is silent for `last` seconds before it gives it."""
+
+    def __init__(self, parts: int, pause: float, last: float = 0.0) -> None:
+        super().__init__(capabilities=EVERYTHING, threads=False)
+        self.parts, self.pause, self.last = parts, pause, last
+
+    async def list(self, place: Place) -> list[Entry]:
+        for _ in range(self.parts):
+            await trio.sleep(self.pause)
+            heard()
+        await trio.sleep(self.last)
+        return await super().list(place)
+
+
+async def test_a_listing_goes_on_as_long_as_bytes_of_it_come(autojump_clock: trio.testing.MockClock) -> None:
+    inner, policy = await connected(Dripping(10, DEADLINE * 0.8))
+    inner.remote.put("file", b"1")
+
+    entries = await policy.list(ROOT)
+
+    assert [entry.name for entry in entries] == ["file"]
+    assert trio.current_time() == pytest.approx(8 * DEADLINE)
+
+
+async def test_a_listing_that_stops_coming_ends_a_deadline_later(autojump_clock: trio.testing.MockClock) -> None:
+    _, policy = await connected(Dripping(3, DEADLINE * 0.8, 10 * DEADLINE))
+
+    with pytest.raises(RemoteTimeout):
+        await policy.list(ROOT)
+
+    assert 3.4 * DEADLINE <= trio.current_time() <= 3.8 * DEADLINE
+
+
+async def test_a_listing_that_never_ends_is_ended(autojump_clock: trio.testing.MockClock) -> None:
+    _, policy = await connected(Dripping(1_000_000, 1.0))
+
+    with pytest.raises(RemoteTimeout):
+        await policy.list(ROOT)
+
+    assert trio.current_time() == pytest.approx(LISTING_DEADLINES * DEADLINE)
 
 
 # --- retries ---

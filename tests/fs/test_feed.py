@@ -24,15 +24,14 @@ async def rig(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> AsyncIt
     rig.remote.mkdir("a")
     rig.remote.mkdir("b")
     rig.remote.put("a/file", b"1")
-    await rig.look("a")
-    await rig.look("b")
-    rig.requests()
-    async with trio.open_nursery() as nursery:
+    async with rig.living(), trio.open_nursery() as nursery:
+        await rig.look("a")
+        await rig.look("b")
+        rig.requests()
         nursery.start_soon(Feed(rig.nodes, rig.backend, rig.refresh).run)
         await trio.sleep(5)
         yield rig
         nursery.cancel_scope.cancel()
-    rig.disk.abandon()
 
 
 async def test_what_is_told_is_seen_at_once_and_costs_one_listing(rig: Rig) -> None:
@@ -47,8 +46,8 @@ async def test_a_feed_that_broke_is_asked_for_again(tmp_path: Path, autojump_clo
     rig = Rig(tmp_path, FEEDING)
     rig.backend.fail("changes", RemoteUnavailable("reset"), RemoteTimeout("silence"))
     rig.remote.mkdir("b")
-    await rig.look("b")
-    async with trio.open_nursery() as nursery:
+    async with rig.living(), trio.open_nursery() as nursery:
+        await rig.look("b")
         nursery.start_soon(Feed(rig.nodes, rig.backend, rig.refresh).run)
         await trio.sleep(10)
         rig.remote.put("b/later", b"3")
@@ -56,7 +55,6 @@ async def test_a_feed_that_broke_is_asked_for_again(tmp_path: Path, autojump_clo
 
         assert await rig.look("b") == ["later"]
         nursery.cancel_scope.cancel()
-    rig.disk.abandon()
 
 
 async def test_a_change_in_a_directory_that_nobody_has_seen_costs_nothing(rig: Rig) -> None:

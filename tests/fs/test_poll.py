@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,14 @@ class Rig:
         self.nodes.capabilities = capabilities
         self.refresh = PollingRefresh(self.nodes, self.backend, freshness=FRESHNESS, deadline=30.0)
 
+    @asynccontextmanager
+    async def living(self) -> AsyncIterator[None]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.refresh.run_listings)
+            yield
+            nursery.cancel_scope.cancel()
+        self.disk.abandon()
+
     def node(self, path: str) -> Node:
         found = self.nodes.find(path)
         assert found is not None, path
@@ -63,14 +72,14 @@ async def rig(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> AsyncIt
         for right in "xyz":
             rig.remote.mkdir(f"{left}/{right}")
             rig.remote.put(f"{left}/{right}/file", b"1")
-    for left in "abc":
-        for right in "xyz":
-            assert await rig.look(f"{left}/{right}") == ["file"]
-    await trio.sleep(STALE)
-    await rig.look("a")  # the first question: from now on the root's version is known
-    rig.requests()
-    yield rig
-    rig.disk.abandon()
+    async with rig.living():
+        for left in "abc":
+            for right in "xyz":
+                assert await rig.look(f"{left}/{right}") == ["file"]
+        await trio.sleep(STALE)
+        await rig.look("a")  # the first question: from now on the root's version is known
+        rig.requests()
+        yield rig
 
 
 async def see_all(rig: Rig) -> None:
@@ -155,9 +164,9 @@ async def test_while_the_remote_is_away_what_was_listed_counts(rig: Rig, autojum
 async def test_without_propagation_every_directory_is_listed(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     rig = Rig(tmp_path, EVERYTHING)
     rig.remote.mkdir("a")
-    await rig.look("a")
-    await trio.sleep(STALE)
-    await rig.look("a")
+    async with rig.living():
+        await rig.look("a")
+        await trio.sleep(STALE)
+        await rig.look("a")
 
     assert rig.requests() == ["list /", "list /a"] * 2
-    rig.disk.abandon()

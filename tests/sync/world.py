@@ -391,6 +391,7 @@ class World:
             async with trio.open_nursery() as service:
                 service.start_soon(self.policy.run)
                 service.start_soon(self._connect)
+                service.start_soon(self.refresh.run_listings)
                 service.start_soon(self.refresh.run)
                 for urgent in (True, True, False):
                     service.start_soon(partial(self.reads.run, urgent=urgent))
