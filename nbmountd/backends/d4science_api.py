@@ -169,7 +169,7 @@ class StorageHub:
 
         def receive(incoming: Incoming) -> None:
             document.clear()
-            for piece in incoming.pieces():
+            for piece in incoming.pieces(eager=True):
                 document.extend(piece)
                 if len(document) > ANSWER_LIMIT:
                     raise _TooLarge(f"GET {path}: an answer of more than {ANSWER_LIMIT} bytes")

@@ -121,8 +121,9 @@ class Incoming:
         plain = isinstance(body, http.client.HTTPResponse) and "content-encoding" not in self.headers
         self._plain: http.client.HTTPResponse | None = body if plain else None
 
-    def pieces(self, size: int = PIECE) -> Iterator[memoryview]:
+    def pieces(self, size: int = PIECE, *, eager: bool = False) -> Iterator[memoryview]:
         """The body in order, `size` bytes at a time, decoded if it came compressed. Each view is valid until the next.
+        `eager`: what is there, up to `size`, for bodies that may come slowly.
 
         What is not compressed goes past urllib3 into one buffer: its `read` makes and joins new `bytes` for each piece, of
         which a chunked body costs most. The checks of `read` are made here: a body that ends too soon is an error.
@@ -134,7 +135,7 @@ class Incoming:
                 yield memoryview(data)
             return
         view = memoryview(bytearray(size))
-        while count := self._read_into(self._plain, view):
+        while count := self._read_into(self._plain, view, eager=eager):
             heard()
             self.received += count
             yield view[:count]
@@ -145,9 +146,14 @@ class Incoming:
             return not self._response.read(1)
         return not self._read_into(self._plain, memoryview(bytearray(1)))
 
-    def _read_into(self, body: http.client.HTTPResponse, view: memoryview) -> int:
+    def _read_into(self, body: http.client.HTTPResponse, view: memoryview, *, eager: bool = False) -> int:
         try:
-            count = body.readinto(view)
+            if eager:
+                found = body.read1(len(view))
+                count = len(found)
+                view[:count] = found
+            else:
+                count = body.readinto(view)
             if not count and body.length:
                 raise http.client.IncompleteRead(b"", body.length)
         except (http.client.HTTPException, OSError) as exc:

@@ -139,6 +139,6 @@ def _parse_into(resources: list[Resource], incoming: Incoming) -> None:
     if incoming.status != 207:
         raise RemoteProtocolError(f"an answer of status {incoming.status} where a multi-status (207) belongs")
     parser = MultiStatusParser()
-    for piece in incoming.pieces(64 * 1024):
+    for piece in incoming.pieces(64 * 1024, eager=True):
         parser.feed(piece)
     resources.extend(parser.close())

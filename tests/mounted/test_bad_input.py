@@ -256,3 +256,18 @@ def test_a_directory_of_a_hundred_thousand_entries_is_listed(broken: BrokenServe
         assert daemon.status("many").state == "live"
         peak = max(process.peak_resident for process in daemon.processes())
         assert peak < 400_000_000
+
+
+@pytest.mark.expects_log("drip")
+def test_a_directory_that_cannot_be_listed_in_time_is_shown_at_last(broken: BrokenServer) -> None:
+    """The first who look get an error within `request_deadline`; the listing goes on without them."""
+    keys: dict[str, object] = {"backend": "webdav", "user": "alice", "password": "wonderland"}
+    keys |= {"url": broken.at("drip-12"), "request_deadline": 2.0}
+    with daemon_over({"drip": keys}) as daemon:
+        mount = daemon.path("drip")
+        answers: list[object] = []
+        while len(answers) < 30 and not isinstance(answers[-1] if answers else None, list):
+            answers.append(outcome(lambda: os.listdir(mount)))
+
+        assert answers[0] == "ETIMEDOUT"
+        assert isinstance(answers[-1], list) and len(answers[-1]) == 12

@@ -18,6 +18,7 @@ slash-at-PORT    the same, on another server
 status-NNN       that status, Retry-After: 7                  cookie        sets a cookie at each answer
 loud             404 with a body of 10 MB                     bearer        401 unless the token is "good"
 many-N           a directory with N entries                   refuses       412 to any condition
+drip-N           the same, an entry every half second
 """
 
 from __future__ import annotations
@@ -130,6 +131,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(207, {}, b"\x00\xff garbage")
         if behaviour == "empty":
             return self.answer(207, {}, b'<d:multistatus xmlns:d="DAV:"/>')
+        if behaviour.startswith("drip-"):
+            return self.drip([part.encode() for part in self.listing(path)])
         body = "".join(self.listing(path)).encode()
         if behaviour == "cut" and self.headers.get("Depth") == "1":
             body = body[: len(body) // 2]
@@ -137,9 +140,16 @@ class Handler(BaseHTTPRequestHandler):
             body = b'<!DOCTYPE d [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]>' + body
         return self.answer(207, {"Content-Type": "application/xml"}, body)
 
+    def drip(self, parts: list[bytes]) -> None:
+        self.answer(207, {"Content-Type": "application/xml", "Content-Length": str(sum(map(len, parts)))}, b"")
+        for part in parts:
+            time.sleep(0.5 if len(parts) > 3 else 0)
+            self.wfile.write(part)
+            self.wfile.flush()
+
     def listing(self, path: str) -> Iterator[str]:
         base = f"/dav/{self.behaviour}/"
-        many = re.fullmatch(r"many-(\d+)", self.behaviour)
+        many = re.fullmatch(r"(?:many|drip)-(\d+)", self.behaviour)
         yield '<?xml version="1.0"?><d:multistatus xmlns:d="DAV:">'
         prefix = "http://elsewhere.example" if self.behaviour == "foreign" else ""
         if path in (base, base[:-1]):
