@@ -202,8 +202,10 @@ class Refresh:
                 moved.carry_out(self._nodes, directory, moves, mark)
             for unknown in adopt(self._nodes, directory, entries, mark):
                 self.forget(unknown)
-            if directory.ino not in self._outdated:  # one that takes longer than things stay fresh counts for a while, too
-                self._listed_at[directory.ino] = max(began, trio.current_time() - self._freshness * SOFT_SHARE)
+            if directory.ino not in self._outdated:
+                now = trio.current_time()
+                slow = now - began > self._deadline  # nobody would ever see it if it did not count for a while
+                self._listed_at[directory.ino] = now - self._freshness * SOFT_SHARE if slow else began
             self._listed_mark[directory.ino] = mark
             return True
         finally:
