@@ -18,7 +18,7 @@ from tests.mounted.harness import daemon_over
 from tests.mounted.random_files import RandomFiles
 from tests.servers import ApacheServer
 
-OPERATIONS = int(os.environ.get("NBMOUNTD_TEST_OPERATIONS", "20000"))
+OPERATIONS = int(os.environ.get("NBMOUNTD_TEST_OPERATIONS", "12000"))
 SEEDS = [int(seed) for seed in os.environ.get("NBMOUNTD_TEST_SEEDS", "1 2 3 4").split()]
 SERVER = os.environ.get("NBMOUNTD_TEST_RANDOM_SERVER", "apache")
 EACH = OPERATIONS // len(SEEDS)
