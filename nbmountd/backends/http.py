@@ -393,6 +393,11 @@ def _ask(question: Question, send: Send) -> Answer:
     return send(*question)
 
 
+def _was_hung_up(exc: ProtocolError) -> bool:
+    """Whether the connection ended before the first byte of an answer."""
+    return len(exc.args) > 1 and isinstance(exc.args[1], http.client.RemoteDisconnected)
+
+
 class _Exchange:
     """One request in its worker thread. `accepted` is called on the loop when the head of a 2xx answer is there."""
 
@@ -438,10 +443,18 @@ class _Exchange:
         outgoing = None if body is None else _Outgoing(body)
         if outgoing is not None:
             sent["Content-Length"] = str(outgoing.size)  # so that it is not sent chunked: several servers mishandle that
+        ask = partial(
+            self._pool.urlopen, method, url, body=cast(Any, outgoing), headers=sent, redirect=False, preload_content=False
+        )
         try:
-            response = self._pool.urlopen(
-                method, url, body=cast(Any, outgoing), headers=sent, redirect=False, preload_content=False
-            )
+            try:
+                response = ask()
+            except ProtocolError as exc:
+                # A server may end an idle connection while we send on it (RFC 9112, 9.3.1): asked once more on another one.
+                if method not in SAFE_METHODS or outgoing is not None or not _was_hung_up(exc):
+                    raise
+                self.requests += 1
+                response = ask()
         except HTTPError as exc:
             raise self._lost(exc) from exc
         except _BodyFailed as exc:

@@ -84,16 +84,7 @@ class NextcloudShare(WebDAVShare):
         return BASIC_PROPERTIES + OWNCLOUD_PROPERTIES + OVERLAY_PROPERTIES
 
     def _entry(self, resource: Resource, name: str) -> Entry:
-        return nextcloud_overlay.seen(self._entry_itself(resource, name), resource.properties.get(PROPERTY))
-
-    def _entry_itself(self, resource: Resource, name: str) -> Entry:
-        entry = entry_of(resource, name)
-        etag = parse_etag(resource.properties.get(DAV + "getetag"))
-        mtime_ns = entry.attributes.mtime_ns
-        if entry.kind is not Kind.FILE or etag is None or entry.size is None or mtime_ns is None:
-            return entry
-        version = nextcloud_version(etag[0], entry.size, mtime_ns // 10**9, _checksum(entry))
-        return replace(entry, version=version)
+        return nextcloud_overlay.seen(_entry_itself(resource, name), resource.properties.get(PROPERTY))
 
     async def _listing(self, path: str) -> tuple[Sequence[Resource], Answer]:
         """A listing in pages, or at once where the server has no pages or the list changed between two of them."""
@@ -282,6 +273,16 @@ def _sha1_of(body: Body) -> str:
         digest.update(piece)
     body.rewind()
     return digest.hexdigest()
+
+
+def _entry_itself(resource: Resource, name: str) -> Entry:
+    entry = entry_of(resource, name)
+    etag = parse_etag(resource.properties.get(DAV + "getetag"))
+    mtime_ns = entry.attributes.mtime_ns
+    if entry.kind is not Kind.FILE or etag is None or entry.size is None or mtime_ns is None:
+        return entry
+    version = nextcloud_version(etag[0], entry.size, mtime_ns // 10**9, _checksum(entry))
+    return replace(entry, version=version)
 
 
 def _checksum(entry: Entry) -> str:
