@@ -1,6 +1,6 @@
 """Connections of urllib3 that another thread can end at any moment: while connecting, shaking hands, sending, receiving.
 
-It knows nothing of requests. Closing a response does not wake a thread that reads from its socket; `shutdown` on the
+It knows little of requests. Closing a response does not wake a thread that reads from its socket; `shutdown` on the
 socket does, at once, in plain TCP and under TLS. So the thread of an exchange keeps a duplicate of the descriptor of
 whatever socket it uses in a `Lever`, which the loop may pull. (The duplicate also spares us from racing with a close.)
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -22,6 +23,12 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 Address = tuple[socket.AddressFamily, Any]
 """Family and socket address, resolved already: a thread waiting for a name server cannot be woken."""
 
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "PROPFIND", "SEARCH", "REPORT"})
+"""Methods that change nothing: no answer leaves no doubt."""
+
+IDLE = 4.0
+"""Seconds. Apache and lighttpd end connections that were idle for 5 s; a request sent just then is lost or in doubt."""
+
 _exchange = threading.local()
 
 
@@ -32,6 +39,8 @@ class Lever:
         self.addresses = addresses
         self.connected = False
         """A request may have reached the server."""
+        self.kept = False
+        """The last request went over a connection that had served before."""
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._pulled = False
@@ -71,6 +80,9 @@ class Lever:
 class _Held:
     """Mixed into urllib3's connections: their sockets are held by the lever of the thread that uses them."""
 
+    answered = 0.0
+    """When the head of the last answer came, by the monotonic clock."""
+
     def _new_conn(self: Any) -> socket.socket:
         lever: Lever = _exchange.lever
         error: OSError | None = None
@@ -91,14 +103,22 @@ class _Held:
             raise ConnectTimeoutError(self, "no connection in time") from error
         raise NewConnectionError(self, str(error)) from error
 
-    def request(self: Any, *args: Any, **kwargs: Any) -> None:
+    def request(self: Any, method: str, *args: Any, **kwargs: Any) -> None:
         lever: Lever = _exchange.lever
+        if self.sock is not None and method not in SAFE_METHODS and time.monotonic() - self.answered > IDLE:
+            self.close()
+        lever.kept = self.sock is not None
         if self.sock is None:
             self.connect()
         else:
             lever.hold(self.sock)
         lever.connected = True
-        super().request(*args, **kwargs)  # type: ignore[misc]
+        super().request(method, *args, **kwargs)  # type: ignore[misc]
+
+    def getresponse(self: Any) -> Any:
+        response = super().getresponse()  # type: ignore[misc]
+        self.answered = time.monotonic()
+        return response
 
 
 class _HeldHTTPConnection(_Held, HTTPConnection):

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from nbmountd.backends.http import SAFE_METHODS, Answer, error_of
+from nbmountd.backends.connections import SAFE_METHODS
+from nbmountd.backends.http import Answer, error_of
 from nbmountd.backends.hygiene import NOT_JSON
 from nbmountd.errors import (
     RemoteDenied,

@@ -39,7 +39,7 @@ from urllib3.exceptions import (
 
 from nbmountd import __version__
 from nbmountd.backends.base import Body, heard
-from nbmountd.backends.connections import Address, Lever, new_pool
+from nbmountd.backends.connections import SAFE_METHODS, Address, Lever, new_pool
 from nbmountd.backends.credentials import Credential
 from nbmountd.errors import (
     ConfigError,
@@ -61,8 +61,6 @@ from nbmountd.threads import run_interruptible
 
 logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings quote headers that make no sense, which may echo ours
 
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "PROPFIND", "REPORT", "SEARCH"})
-"""Methods that change nothing: no answer leaves no doubt."""
 
 SMALL_BODY = 64 * 1024
 """Bytes of a body that nobody streams. Larger ones are cut there and cost the connection."""
@@ -451,7 +449,7 @@ class _Exchange:
                 response = ask()
             except ProtocolError as exc:
                 # A server may end an idle connection while we send on it (RFC 9112, 9.3.1): asked once more on another one.
-                if method not in SAFE_METHODS or outgoing is not None or not _was_hung_up(exc):
+                if method not in SAFE_METHODS or outgoing is not None or not self._lever.kept or not _was_hung_up(exc):
                     raise
                 self.requests += 1
                 response = ask()

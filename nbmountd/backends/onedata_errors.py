@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from nbmountd.backends.http import SAFE_METHODS, Answer, error_of, retry_after
+from nbmountd.backends.connections import SAFE_METHODS
+from nbmountd.backends.http import Answer, error_of, retry_after
 from nbmountd.backends.hygiene import NOT_JSON
 from nbmountd.errors import (
     NameRefused,

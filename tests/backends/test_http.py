@@ -203,6 +203,31 @@ async def test_a_change_without_an_answer_is_in_doubt(server: BrokenServer, meth
     assert caught.value.in_doubt is in_doubt
 
 
+async def test_a_kept_connection_that_ends_is_no_outage_for_what_changes_nothing() -> None:
+    """Each connection serves one request; the next one meets its end (RFC 9112, 9.3.1)."""
+    asked: list[bytes] = []
+
+    async def serve_once(stream: trio.SocketStream) -> None:
+        for answer in (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b""):
+            asked.append((await stream.receive_some(1000)).split()[0])
+            if answer:
+                await stream.send_all(answer)
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, serve_once, 0, host="127.0.0.1"))
+        origin = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/"
+        async with client(origin) as http:
+            await http.request("OPTIONS", origin)
+            await http.request("PROPFIND", origin)
+            with pytest.raises(RemoteUnavailable) as caught:
+                await http.request("DELETE", origin)
+        nursery.cancel_scope.cancel()
+
+    assert asked == [b"OPTIONS", b"PROPFIND", b"PROPFIND", b"DELETE"]
+    assert caught.value.in_doubt
+
+
 async def test_silence_is_a_timeout(server: BrokenServer) -> None:
     async with client(server.url, timeout=0.1) as http:
         with pytest.raises(RemoteTimeout) as caught:

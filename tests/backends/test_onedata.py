@@ -293,9 +293,10 @@ async def test_a_provider_that_dies_in_the_middle_of_a_listing_gives_an_error_no
     double.do("fill", provider=KRAKOW, path=space.base, count=6000)
 
     async with connected(double, space.base) as backend:
-        double.fault("children.*token=", "reset", count=3)
+        double.fault("children.*token=", "reset", count=-1)
         with pytest.raises(RemoteUnavailable):
             await backend.list(Place())
+        double.do("clear")
         assert len(await backend.list(Place())) == 6000
 
 

@@ -29,4 +29,7 @@ class SabreServer(ServerProcess):
     def command(self) -> list[str]:
         script = str(Path(__file__).with_name("sabre.php"))
         limits = ["-d", "memory_limit=-1", "-d", "post_max_size=0", "-d", f"opcache.lockfile_path={self.work}"]
-        return [program("php", PACKAGES), *limits, "-S", f"127.0.0.1:{self.port}", script]
+        # PHP spools bodies there. Where it cannot write, it keeps the first 8 KiB and answers 201 all the same; /tmp is not
+        # open to every user on every machine.
+        spool = ["-d", f"sys_temp_dir={self.work}"]
+        return [program("php", PACKAGES), *limits, *spool, "-S", f"127.0.0.1:{self.port}", script]
