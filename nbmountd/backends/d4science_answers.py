@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from nbmountd.backends.connections import SAFE_METHODS
-from nbmountd.backends.http import Answer, error_of
+from nbmountd.backends.http_errors import error_of
+from nbmountd.backends.http_exchange import Answer
 from nbmountd.backends.hygiene import NOT_JSON
 from nbmountd.errors import (
     RemoteDenied,

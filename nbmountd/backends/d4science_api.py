@@ -18,7 +18,8 @@ import msgspec
 from nbmountd.backends.base import Body
 from nbmountd.backends.d4science_answers import failure
 from nbmountd.backends.d4science_items import Item, parse_item, parse_list
-from nbmountd.backends.http import Answer, HTTPClient, Incoming, Question, Receive
+from nbmountd.backends.http import HTTPClient
+from nbmountd.backends.http_exchange import Answer, Incoming, Question, Receive
 from nbmountd.backends.hygiene import NOT_JSON
 from nbmountd.errors import RemoteProtocolError
 

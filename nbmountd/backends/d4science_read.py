@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 
 from nbmountd.backends.base import Sink
-from nbmountd.backends.http import Incoming
+from nbmountd.backends.http_exchange import Incoming
 from nbmountd.errors import RemoteProtocolError
 
 CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")

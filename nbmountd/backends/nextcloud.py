@@ -23,7 +23,8 @@ from urllib.parse import quote, unquote_to_bytes
 
 from nbmountd.backends import nextcloud_overlay
 from nbmountd.backends.base import Body, NoTicket, Ticket
-from nbmountd.backends.http import SEND_PIECE, Answer, error_of
+from nbmountd.backends.http_errors import error_of
+from nbmountd.backends.http_exchange import SEND_PIECE, Answer
 from nbmountd.backends.multistatus import DAV, Resource
 from nbmountd.backends.nextcloud_uploads import CHUNK, ChunkedUploads, Staged
 from nbmountd.backends.webdav_client import BASIC_PROPERTIES, OVERLAY_PROPERTIES, OWNCLOUD_PROPERTIES, WebDAVClient

@@ -14,7 +14,9 @@ from urllib.parse import quote, urlsplit
 import trio
 
 from nbmountd.backends.credentials import anonymous
-from nbmountd.backends.http import Answer, HTTPClient, error_of
+from nbmountd.backends.http import HTTPClient
+from nbmountd.backends.http_errors import error_of
+from nbmountd.backends.http_exchange import Answer
 from nbmountd.backends.nextcloud import split_address
 from nbmountd.config import WebDAVOptions
 from nbmountd.errors import RemoteProtocolError, RemoteTimeout, RemoteUnavailable, Unauthenticated

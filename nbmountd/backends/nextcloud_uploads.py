@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import trio
 
 from nbmountd.backends.base import Body, Ticket
-from nbmountd.backends.http import SEND_PIECE, Answer, error_of
+from nbmountd.backends.http_errors import error_of
+from nbmountd.backends.http_exchange import SEND_PIECE, Answer
 from nbmountd.backends.multistatus import DAV
 from nbmountd.backends.webdav_client import WebDAVClient
 from nbmountd.backends.webdav_entries import Directory, parse_number

@@ -18,7 +18,8 @@ import msgspec
 import trio
 
 from nbmountd.backends.base import Body, Change, Piece, Sink, Ticket
-from nbmountd.backends.http import HTTPStatistics, Incoming
+from nbmountd.backends.http import HTTPStatistics
+from nbmountd.backends.http_exchange import Incoming
 from nbmountd.backends.onedata_answers import Told, entry_of
 from nbmountd.backends.onedata_events import OBSERVED, Heard, Watch
 from nbmountd.backends.onedata_paths import TEMPORARY, Names, Paths, is_stale_upload

@@ -15,7 +15,8 @@ import msgspec
 import trio
 
 from nbmountd.backends.base import Body, Sink
-from nbmountd.backends.http import Answer, HTTPStatistics, Incoming, Receive
+from nbmountd.backends.http import HTTPStatistics
+from nbmountd.backends.http_exchange import Answer, Incoming, Receive
 from nbmountd.backends.hygiene import NOT_JSON
 from nbmountd.backends.onedata_answers import (
     ATTRIBUTES,

@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from nbmountd.backends.base import Change
-from nbmountd.backends.http import Incoming
+from nbmountd.backends.http_exchange import Incoming
 from nbmountd.backends.hygiene import NOT_JSON
 from nbmountd.backends.onedata_client import OnedataClient
 from nbmountd.errors import RemoteProtocolError, RemoteTimeout

@@ -14,7 +14,8 @@ import msgspec
 
 from nbmountd.backends.base import Body
 from nbmountd.backends.credentials import anonymous
-from nbmountd.backends.http import Answer, HTTPClient, HTTPStatistics, Incoming, Receive, Send
+from nbmountd.backends.http import HTTPClient, HTTPStatistics
+from nbmountd.backends.http_exchange import Answer, Incoming, Receive, Send
 from nbmountd.backends.hygiene import NOT_JSON
 from nbmountd.backends.onedata_errors import error_of_answer, refusal_reason
 from nbmountd.backends.onedata_tokens import TokenRefused

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from nbmountd.backends.base import Body, Change, Piece, Sink, Ticket
 from nbmountd.backends.credentials import credential_for
-from nbmountd.backends.http import HTTPClient, HTTPStatistics, error_of
+from nbmountd.backends.http import HTTPClient, HTTPStatistics
+from nbmountd.backends.http_errors import error_of
 from nbmountd.backends.nextcloud import NextcloudShare, locate, split_address
 from nbmountd.backends.webdav_client import WebDAVClient
 from nbmountd.backends.webdav_entries import Addresses

@@ -14,7 +14,8 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from webdav3.client import Client
 
 from nbmountd.backends.base import Body
-from nbmountd.backends.http import Answer, HTTPClient, Incoming, Receive, Send
+from nbmountd.backends.http import HTTPClient
+from nbmountd.backends.http_exchange import Answer, Incoming, Receive, Send
 from nbmountd.backends.multistatus import MultiStatusParser, Resource
 from nbmountd.backends.webdav_overlay import NAMESPACE
 from nbmountd.errors import RemoteProtocolError

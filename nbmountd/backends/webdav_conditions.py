@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from nbmountd.backends.http import Answer, error_of
+from nbmountd.backends.http_errors import error_of
+from nbmountd.backends.http_exchange import Answer
 from nbmountd.backends.webdav_entries import strong_tag
 from nbmountd.backends.webdav_habits import Habits
 from nbmountd.errors import (

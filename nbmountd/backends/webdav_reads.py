@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 
 from nbmountd.backends.base import Sink
-from nbmountd.backends.http import Answer, Incoming, error_of
+from nbmountd.backends.http_errors import error_of
+from nbmountd.backends.http_exchange import Answer, Incoming
 from nbmountd.backends.webdav_client import WebDAVClient
 from nbmountd.backends.webdav_conditions import Conditions
 from nbmountd.backends.webdav_entries import Addresses, tells

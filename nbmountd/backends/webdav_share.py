@@ -17,7 +17,8 @@ from dataclasses import replace
 import trio
 
 from nbmountd.backends.base import Body, Change, NoTicket, Piece, Sink, Ticket
-from nbmountd.backends.http import Answer, error_of
+from nbmountd.backends.http_errors import error_of
+from nbmountd.backends.http_exchange import Answer
 from nbmountd.backends.multistatus import DAV, Resource
 from nbmountd.backends.webdav_client import BASIC_PROPERTIES, OVERLAY_PROPERTIES, QUOTA_PROPERTIES, WebDAVClient
 from nbmountd.backends.webdav_conditions import UNSURE, Conditions, SendOn

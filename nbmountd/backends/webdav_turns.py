@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from nbmountd.backends.http import error_of
+from nbmountd.backends.http_errors import error_of
 from nbmountd.backends.multistatus import DAV
 from nbmountd.backends.webdav_client import BASIC_PROPERTIES, WebDAVClient
 from nbmountd.backends.webdav_entries import Addresses

@@ -31,7 +31,7 @@ from nbmountd.backends.d4science_items import parse_list, shown_names
 from nbmountd.backends.d4science_names import decode, encode
 from nbmountd.backends.d4science_token import ExpiringSecret, expiry
 from nbmountd.backends.d4science_told import version_lines
-from nbmountd.backends.http import Answer
+from nbmountd.backends.http_exchange import Answer
 from nbmountd.backends.policy import PolicyBackend
 from nbmountd.config import D4ScienceOptions
 from nbmountd.configfile import load_config

@@ -16,7 +16,9 @@ import trio
 import trustme
 
 from nbmountd.backends.credentials import Credential, FileSecret, anonymous, bearer
-from nbmountd.backends.http import SMALL_BODY, Answer, HTTPClient, Incoming, Question, error_of, retry_after
+from nbmountd.backends.http import HTTPClient
+from nbmountd.backends.http_errors import error_of, retry_after
+from nbmountd.backends.http_exchange import SMALL_BODY, Answer, Incoming, Question
 from nbmountd.errors import (
     ConfigError,
     RemoteDenied,

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from nbmountd.backends.base import NoTicket, Piece
-from nbmountd.backends.http import Answer
+from nbmountd.backends.http_exchange import Answer
 from nbmountd.backends.onedata import OnedataBackend
 from nbmountd.backends.onedata_answers import (
     Told,

@@ -21,7 +21,9 @@ from nbmountd.backends.d4science_answers import exception_class, failure, refuse
 from nbmountd.backends.d4science_items import entry_of as d4science_entry
 from nbmountd.backends.d4science_items import parse_item, parse_list, shown_names, stored_attributes
 from nbmountd.backends.d4science_token import expiry
-from nbmountd.backends.http import Answer, HTTPClient, error_of, retry_after
+from nbmountd.backends.http import HTTPClient
+from nbmountd.backends.http_errors import error_of, retry_after
+from nbmountd.backends.http_exchange import Answer
 from nbmountd.backends.hygiene import NOT_JSON, fit_entries
 from nbmountd.backends.multistatus import DAV, MultiStatusParser, Resource
 from nbmountd.backends.nextcloud import NextcloudShare

@@ -16,7 +16,8 @@ import pytest
 import trio
 
 from nbmountd.backends.credentials import anonymous
-from nbmountd.backends.http import HTTPClient, Incoming
+from nbmountd.backends.http import HTTPClient
+from nbmountd.backends.http_exchange import Incoming
 from nbmountd.control import schema
 from nbmountd.control.client import ask
 from nbmountd.control.server import open_listener, serve_requests
