@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
 
 import trio
@@ -26,10 +26,11 @@ from nbmountd.backends.webdav_entries import Addresses, Directory, entry_of, par
 from nbmountd.backends.webdav_habits import Habits
 from nbmountd.backends.webdav_overlay import PROPERTY, Overlay, bounded, parse, seen, update_body, wanted
 from nbmountd.backends.webdav_reads import Reads
-from nbmountd.backends.webdav_turns import Turns
+from nbmountd.backends.webdav_turns import DirectoryMissing, Turns
 from nbmountd.config import WebDAVOptions
 from nbmountd.errors import (
     NameRefused,
+    ParentMissing,
     RemoteDenied,
     RemoteError,
     RemoteExists,
@@ -176,7 +177,7 @@ class WebDAVShare:
         if direct or not self._may_be_destination(place):
             if replaces is not None:
                 await self._conditions.grown(place, replaces)
-            async with self._alone_at(_above(place)):
+            async with self._alone_above(place):
                 entry = await self._put_straight(place, body, replaces)
                 try:
                     return await self._with_attributes(place, entry, attributes)
@@ -248,7 +249,7 @@ class WebDAVShare:
             except RemoteError as exc:
                 exc.in_doubt = False  # the target was not touched
                 raise
-            async with self._alone_at(_above(place)):
+            async with self._alone_above(place):
                 await self._move(beside, place, kind=Kind.FILE, replaces=replaces)
                 if entry is None or entry.version is None or not self.habits.move_keeps_version:
                     return await self._look_after(place, size=size)
@@ -301,10 +302,10 @@ class WebDAVShare:
         self._check_path(source)
         if version is not None and kind is not Kind.DIRECTORY and self.habits.move_if_match:
             await self._conditions.grown(source, version)
-        places = [_above(source), _above(target)]
+        places = [_above(source)]
         if kind is Kind.DIRECTORY:
             places += [source] if replaces is None else [source, target]  # so that nobody's upload into it is under way
-        async with self._alone_at(*places):
+        async with self._alone_above(target, *places):
             await self._move(source, target, kind=kind, version=version, replaces=replaces)
             self._turns.moved(source, target)
             return await self._look_after(target)
@@ -442,6 +443,18 @@ class WebDAVShare:
     def _alone_at(self, *directories: Place) -> AbstractAsyncContextManager[None]:
         """In it no other nbmountd changes names in the directories, where servers let us see to that."""
         return self._turns.at(*directories) if self.habits.turns else nullcontext()
+
+    @asynccontextmanager
+    async def _alone_above(self, target: Place, *others: Place) -> AsyncIterator[None]:
+        """The same for something that is to come to `target`: without a directory to come to it raises ParentMissing."""
+        above = _above(target)
+        try:
+            async with self._alone_at(above, *others):
+                yield
+        except DirectoryMissing as exc:
+            if exc.directory == above and above not in others:
+                raise ParentMissing(str(exc)) from None
+            raise
 
     async def _not_there(self, answer: Answer, place: Place, *, directory: bool = False) -> RemoteError:
         """The error that `answer` to PROPFIND means. Below a file Apache answers 400 instead of 404, lighttpd 403."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -24,7 +24,7 @@ from nbmountd.backends.http_errors import error_of
 from nbmountd.backends.multistatus import DAV
 from nbmountd.backends.webdav_client import BASIC_PROPERTIES, WebDAVClient
 from nbmountd.backends.webdav_entries import Addresses
-from nbmountd.errors import RemoteError, RemoteLocked, RemoteTimeout
+from nbmountd.errors import RemoteError, RemoteLocked, RemoteNotFound, RemoteTimeout
 from nbmountd.model import Place
 
 log = logging.getLogger(__name__)
@@ -51,10 +51,18 @@ LOOK = 1.0
 """Seconds between two looks at a turn that others have."""
 
 NO_PLACE = frozenset({400, 404, 409})
-"""Answers to MKCOL that mean that the directory is not there: the change itself will find that out."""
+"""Answers to MKCOL that mean that the directory is not there, or can hold no more names below (a path near the limit)."""
 
 REFUSED = frozenset({403, 405})
 """Answers to MKCOL when the name is taken. 403 also when the directory is not ours to write to."""
+
+
+class DirectoryMissing(RemoteNotFound):
+    """There is no turn at a directory that is not there, and nothing to be changed in it."""
+
+    def __init__(self, directory: Place) -> None:
+        super().__init__(f"the directory {directory} is not there")
+        self.directory = directory
 
 
 @dataclass
@@ -81,7 +89,7 @@ class Turns:
 
     @asynccontextmanager
     async def at(self, *directories: Place) -> AsyncIterator[None]:
-        """Alone among nbmountds in the directories. Raises RemoteLocked when others do not come to an end.
+        """Alone among nbmountds in the directories. Raises RemoteLocked when others do not come to an end, DirectoryMissing.
 
         What is done in it takes LONGEST at most; then it is cancelled, and RemoteTimeout is in doubt.
         """
@@ -153,15 +161,21 @@ class Turns:
         path = self._path(directory)
         began = seen_since = next_look = trio.current_time()
         seen: tuple[str, str] | None = None
+        refused = False
         while True:
             answer = await self._client.mkcol(path)
             if answer.status < 300:
                 return True
-            if answer.status in NO_PLACE:
-                return False
-            if answer.status not in REFUSED:
-                raise error_of(answer, f"MKCOL {path}")
             now = trio.current_time()
+            if answer.status in NO_PLACE:
+                # Without a turn nothing may be changed: others may make the directory anew, and be at work in it.
+                if not await self._is_there(directory):
+                    raise DirectoryMissing(directory)
+                if refused:
+                    return False
+                refused = True
+            elif answer.status not in REFUSED:
+                raise error_of(answer, f"MKCOL {path}")
             if now - began > PATIENCE:
                 raise RemoteLocked(f"{directory}: other programs have been changing it for {PATIENCE:g} s")
             if answer.status == 403 or now >= next_look:
@@ -175,11 +189,25 @@ class Turns:
                     seen, seen_since = there, now
             await trio.sleep(random.uniform(0.2, 0.8) * PAUSE)
 
+    async def _is_there(self, directory: Place) -> bool:
+        path = self._addresses.path(directory, directory=True)
+        resources, answer = await self._client.propfind(path, 0, BASIC_PROPERTIES)
+        if answer.status in (400, 403, 404, 409, 410):  # 400 and 403 below a file
+            return False
+        if answer.status >= 300:
+            raise error_of(answer, f"PROPFIND {path}")
+        return any(resource.collection for resource in resources)
+
     async def _remove(self, path: str) -> None:
+        """Never twice when the first may have been carried out: by then it could be the turn of somebody else."""
         while True:
-            with suppress(RemoteError):
+            try:
                 answer = await self._client.delete(path, {})
-                if answer.status < 500 and answer.status not in (423, 429):
+            except RemoteError as exc:
+                if exc.in_doubt:
+                    return  # if it is there still, it is ended as that of a killed process
+            else:
+                if answer.status not in (423, 429, 503):
                     return
             await trio.sleep(PAUSE)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from nbmountd.backends.base import NoTicket
 from nbmountd.backends.webdav import WebDAVBackend
 from nbmountd.backends.webdav_share import TURN, TURN_LIMIT
 from nbmountd.backends.webdav_turns import STALE
-from nbmountd.errors import RemoteDenied, RemoteError, RemoteExists, RemoteNotFound, VersionMismatch
+from nbmountd.errors import ParentMissing, RemoteDenied, RemoteError, RemoteExists, RemoteNotFound, VersionMismatch
 from nbmountd.model import Attributes, Kind, Place, Version
 from tests.backends.suite import BytesBody, free, listing, upload
 from tests.backends.test_webdav import mounted, old_file
@@ -127,6 +128,28 @@ async def test_a_directory_is_not_removed_with_what_another_mount_has_just_put_i
 
             assert done in (["removed"], ["filled"])
             assert (apache.root / "filled" / inner.name / "file").exists() == (done == ["filled"])
+
+
+async def test_into_a_directory_that_is_not_there_nothing_is_sent(apache: ServerProcess) -> None:
+    """Sent without a turn it could meet others in a directory made anew meanwhile, with nothing between them."""
+    async with mounted(apache, "missing") as backend:
+        await upload(backend, free("file"), b"content")
+        version = (await backend.stat(free("file"))).version
+        inner = Place(("inner", "file"))
+        for failing in (
+            partial(put, backend, inner, b"content", None),
+            partial(put, backend, inner, b"x" * (TURN_LIMIT + 1), None),
+            partial(backend.move, free("file"), inner, kind=Kind.FILE, version=version, replaces=None),
+        ):
+            with pytest.raises(ParentMissing):
+                await failing()
+        with pytest.raises(RemoteNotFound):
+            await backend.move(inner, free("other"), kind=Kind.FILE, version=version, replaces=None)
+        await backend.remove(inner, kind=Kind.FILE, version=version)
+
+    sent = [line.split()[:2] for line in apache.wait_for_requests(1, "missing/")]
+    assert [method for method, path in sent if path.endswith("/inner/file")] == []
+    assert left_in(apache.root / "missing") == ["file"]
 
 
 async def test_many_uploads_into_a_directory_share_turns(apache: ServerProcess) -> None:
