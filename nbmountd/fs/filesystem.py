@@ -435,7 +435,7 @@ class FileSystem:
         if node.kind is not Kind.FILE:
             raise InvalidArgument(node.name)
         self._check_file_size(size)
-        if node.ino in self.nodes.orphans and not self.nodes.opens[node.ino]:
+        if self._is_lost(node):
             raise StaleFile("the name means something else by now")
         if size == node.size:  # moves the times, which is what `: > stamp` is for
             self.store.touch(node, now_ns)
@@ -549,7 +549,7 @@ class FileSystem:
         node = self.nodes.get(ino)
         if node.is_directory:
             raise IsADirectory(node.name)
-        if ino in self.nodes.orphans and not self.nodes.opens[ino]:
+        if ino in self.nodes.orphans or self._is_lost(node):
             raise StaleFile("the name means something else by now")  # the kernel looks the name up again and comes back
         if writing or truncate:
             self._check_writable()
@@ -559,6 +559,11 @@ class FileSystem:
             self._truncate(node, 0, self.nodes.now()[0])
         self._opened(node, writing=writing)
         return node
+
+    def _is_lost(self, node: Node) -> bool:
+        """Whether it has no name and nobody has it open: who comes for it has not heard yet that others took the name, and
+        what he wrote would be nowhere."""
+        return node.removed and not self.nodes.may_be_open(node.ino)
 
     def _opened(self, node: Node, *, writing: bool) -> None:
         self.store.open(node)

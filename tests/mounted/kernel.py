@@ -60,19 +60,24 @@ class Process:
 
 
 def processes_of(home: Path, session: int | None) -> list[Process]:
-    """Living processes that carry the marker of `home` or belong to `session`."""
+    """Living processes that carry the marker of `home`, or belong to `session`, or were started by such."""
     marker = f"{MARKER}={home}".encode()
-    found = []
+    ours: set[int] = set()
+    found: dict[int, Process] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):
             state, parent, _, sid = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-            ours = int(sid) == session or marker in (entry / "environ").read_bytes().split(b"\0")
-            if ours and state not in "ZX":
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                found.append(Process(int(entry.name), int(parent), command))
-    return found
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if state not in "ZX":
+                found[int(entry.name)] = Process(int(entry.name), int(parent), command)
+            if int(sid) == session or marker in (entry / "environ").read_bytes().split(b"\0"):
+                ours.add(int(entry.name))
+    # A worker shows its environment to nobody but root.
+    while more := {pid for pid, process in found.items() if process.parent in ours} - ours:
+        ours |= more
+    return [process for pid, process in found.items() if pid in ours]
 
 
 def drop_pages(path: Path) -> None:

@@ -84,6 +84,39 @@ def test_an_edit_on_both_sides_keeps_both(tmp_path: Path) -> None:
     assert copies(world) == [b"ours"]
 
 
+@pytest.mark.parametrize("there", [b"theirs", None], ids=["changed there", "removed there"])
+def test_who_comes_with_the_inode_that_a_name_meant_before_has_to_look_the_name_up_again(
+    tmp_path: Path, there: bytes | None
+) -> None:
+    """The kernel may not have heard yet that others took the name: what was written then would be nowhere, and after a rename
+    by name another file than the one that is read would be renamed and removed."""
+
+    async def story(world: World) -> None:
+        world.remote.put("a.txt", b"before")
+        before = await world.find("a.txt")
+        world.nodes.held.looked_up(before.ino, 1)
+        await world.read_file("a.txt")
+        world.fs.open(before.ino, writing=False, truncate=False)  # a program that reads
+        if there is None:
+            world.remote.remove("a.txt")
+        else:
+            world.remote.put("a.txt", there)
+        await world.look_everywhere()
+        for _ in range(2):
+            for truncate in (False, True):
+                with pytest.raises(StaleFile):
+                    world.fs.open(before.ino, writing=True, truncate=truncate)
+            if world.nodes.opens[before.ino]:
+                assert bytes(await world.fs.read(before.ino, 0, 6)) == b"before"
+                world.fs.close_file(before.ino, writing=False)
+        await world.write_file("a.txt", b"after")
+
+    world = tell(tmp_path, story)
+
+    assert world.remote.read("a.txt") == b"after"
+    assert not copies(world)
+
+
 def test_a_refresh_shows_what_others_wrote_just_after_ours_was_safe(tmp_path: Path) -> None:
     """Also while the sent bytes are still being put in order here, for which no thread is free for a while."""
 
