@@ -80,6 +80,14 @@ def processes_of(home: Path, session: int | None) -> list[Process]:
     return [process for pid, process in found.items() if pid in ours]
 
 
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def drop_pages(path: Path) -> None:
     """Makes the kernel forget the clean pages of a file, so that the next read asks whoever serves it."""
     with path.open("rb") as file:

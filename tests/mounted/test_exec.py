@@ -15,7 +15,7 @@ import pytest
 
 from nbmountd.control import schema
 from nbmountd.control.client import ControlError, ask_sync
-from tests.mounted.kernel import eventually
+from tests.mounted.kernel import eventually, is_alive
 
 pytestmark = [pytest.mark.mounted]
 
@@ -191,7 +191,7 @@ def test_a_killed_wrapper_leaves_a_daemon_that_drains_and_ends(place: Path) -> N
     wrapper.kill()
     wrapper.communicate(timeout=60)
 
-    eventually(lambda: not Path(f"/proc/{daemon}/fd/0").exists(), 60, "the daemon has ended")
+    eventually(lambda: not is_alive(daemon), 60, "the daemon has ended")
     assert (place / "source" / "kept.txt").read_text() == "kept\n"
     assert not mounted_below(place)
 
