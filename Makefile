@@ -1,11 +1,12 @@
 # make demo    the main job on an embedded remote      (KEEP=1 leaves it mounted, STOP=1 ends what was kept)
 # make test    ruff, mypy --strict, pytest             (TESTS=tests/disk for a part, PYTEST_ARGS=-x for options, JOBS=0: one process)
 # make test-containers    the image in real containers, in each start mode (minutes; root, and an engine of its own)
+# make test-modes    tests/mounted in each start mode: an ordinary user, root that drops rights, a passed descriptor (half an hour; root)
 # make bench   nbmountd, rclone and a local directory  (ROWS=read,small, QUICK=1, JSON=result.json)
 #
 # Each target does its own set-up: system packages where they are missing (root or sudo), then .venv.
 
-.PHONY: demo test test-containers lint bench clean
+.PHONY: demo test test-containers test-modes lint bench clean
 .DEFAULT_GOAL := test
 JOBS ?= 2
 
@@ -24,6 +25,10 @@ test: lint
 test-containers:
 	@tools/prepare containers
 	NBMOUNTD_TEST_CONTAINERS=1 .venv/bin/pytest $(PYTEST_ARGS) tests/containers
+
+test-modes:
+	@tools/prepare test
+	for mode in $(or $(MODES),user drop fd); do .venv/bin/python -m tests.mounted.modes $$mode $(PYTEST_ARGS) $(or $(TESTS),tests/mounted) || exit; done
 
 bench:
 	@tools/prepare bench

@@ -147,9 +147,11 @@ class Daemon:
 
     def abandon(self) -> None:
         """Ends every process of this daemon at once, which also ends every call that hangs in one of its mounts."""
-        for process in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
+        processes = self.processes()
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that none sees another one die
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
 
     def discard(self) -> None:
         """Leaves nothing: no process, no mount, no file. May be called in any state, and twice."""

@@ -91,10 +91,20 @@ def mount_by_hand(point: Path, uid: int) -> int:
     return device
 
 
+def hand_over(*places: Path) -> None:
+    """In the mode "drop": what the tests made, as root, after the daemon began or where `prepare` does not look."""
+    if MODE == "drop":
+        for place in places:
+            _give_to_the_user(place)
+
+
 def _open_to_the_user(place: Path) -> None:
     """What root's tests made, and the user's worker needs. What is mounted or missing is left alone."""
-    if not os.path.exists(place) or os.path.ismount(place):  # pathlib's raise where a mount is dead
-        return
+    if os.path.exists(place) and not os.path.ismount(place):  # pathlib's raise where a mount is dead
+        _give_to_the_user(place)
+
+
+def _give_to_the_user(place: Path) -> None:
     for path in (place, *place.rglob("*")):
         os.chown(path, USER, USER, follow_symlinks=False)
     for parent in place.parents:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounted import modes
 from tests.mounted.conftest import Rig
 from tests.mounted.harness import daemon_over, program
 from tests.mounted.kernel import eventually, listed, same_tree
@@ -365,6 +366,7 @@ def test_logging_in_gives_a_running_mount_its_password(server: FakeNextcloud, tm
             assert server.grant(page) == 200
             said = child.stdout.read()
         assert child.returncode == 0
+        modes.hand_over(password.parent)
         daemon.wait_for_state("cloud", "live")
         os.listdir(daemon.path("cloud"))
     secret = password.read_text().strip()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounted import modes
 from tests.mounted.conftest import webdav_mount
 from tests.mounted.harness import daemon_over, program
 from tests.mounted.kernel import eventually
@@ -31,6 +32,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "small", place]).returncode:
         pytest.skip("a small disk needs the right to mount a tmpfs")
+    modes.hand_over(place)
     yield place
     subprocess.run(["umount", "-l", place], check=True)
 

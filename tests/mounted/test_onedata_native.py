@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import pytest
 
+from tests.mounted import modes
 from tests.mounted.harness import Daemon, daemon_over, eventually
 from tests.servers.onedatafs import TOKEN, FakeSite
 
@@ -29,6 +30,7 @@ def site(tmp_path: Path) -> FakeSite:
 def daemon(site: FakeSite) -> Iterator[Daemon]:
     token = site.base / "token"
     token.write_text(TOKEN)
+    modes.hand_over(site.base)
     keys: dict[str, object] = {
         "backend": "onedata-native", "python": str(site.python), "host": "provider.example.org", "space": "ocean",
         "token_file": str(token), "connections": 2, "request_timeout": "2s", "write_back_delay": "0s", "freshness": "1s",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nbmountd.control import schema
+from tests.mounted import modes
 from tests.mounted.conftest import Rig, directory_mount, webdav_mount
 from tests.mounted.harness import Daemon, daemon_over
 from tests.mounted.kernel import eventually, listed
@@ -78,6 +79,7 @@ def test_an_export_has_every_byte_and_overwrites_nothing(rig: Rig, tmp_path: Pat
     (rig.mount / "locked" / "old.txt").open("a").write(", and more")
     wait_until_parked(rig, 2)
     out = tmp_path / "out"
+    modes.hand_over(tmp_path)  # who exports writes with the rights of the user
 
     exported = rig.daemon.ctl("parked", "export", str(out))
     again = rig.daemon.ctl("parked", "export", str(out))
@@ -185,6 +187,7 @@ def test_what_was_put_aside_with_a_damaged_database_is_listed_exported_and_given
         daemon.start()
 
         (item,) = json.loads(daemon.ctl("--json", "parked").stdout)["items"]
+        modes.hand_over(tmp_path)
         exported = daemon.ctl("parked", "export", str(tmp_path / "out"), item["path"])
 
         assert item["step"] == "quarantine"
