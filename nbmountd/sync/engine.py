@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import random
-import time
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
@@ -128,7 +127,6 @@ class Engine:
             self._look_at = min(self._look_at, trio.current_time() + (0.0 if hurry else self._delay))
 
     def _look(self) -> None:
-        began = time.perf_counter()
         clock = trio.current_time()
         self._parking.begin_trial(clock)
         changes, next_due = self._collect(clock)
@@ -163,7 +161,7 @@ class Engine:
         for _, index, step in sorted(found, key=lambda each: each[:2]):
             self._enqueue(index, step)
         self._look_at = min(next_due, self._parking.next_trial)
-        self._not_before = clock + LOOK_SHARE * (time.perf_counter() - began)
+        self._not_before = clock + LOOK_SHARE * (trio.current_time() - clock)
 
     def _collect(self, clock: float) -> tuple[dict[int, Change], float]:
         """All differences as the planner wants them, and when the next one becomes due (trio's clock)."""
@@ -440,10 +438,10 @@ class Engine:
             self._forgive()
             while True:
                 changed = self._nodes.changed
-                began = time.perf_counter()
+                began = trio.current_time()
                 left = [node for node in self._unsent() if _below_any(prefixes, *self._paths(node))]
                 current = next((self._nodes.database.get(ino) for ino in self._running), None)
-                cost = time.perf_counter() - began
+                cost = trio.current_time() - began
                 yield left, "" if current is None else self._nodes.local_path(current)
                 if not left:
                     return
