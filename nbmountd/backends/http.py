@@ -1,7 +1,7 @@
 """HTTP requests in worker threads: one request a call, streamed both ways, ended when the caller is cancelled.
 
 It knows nothing of WebDAV or of any other meaning of the answers. It follows no redirect and repeats nothing, with two
-exceptions: after a 401 the request goes out once more if there is another credential by then, and what changes nothing when
+exceptions: after a 401 the request goes out again if there is another credential by then, and what changes nothing when
 a kept connection turned out to have ended (http_exchange.py).
 
 Touched by several tasks: the connection pool (urllib3's own locks), the cookie jar (its own lock), the counters and the
@@ -26,6 +26,9 @@ from nbmountd.backends.credentials import Credential
 from nbmountd.backends.http_exchange import SEND_PIECE, Answer, Exchange, Question, Receive, Send
 from nbmountd.errors import ConfigError, RemoteUnavailable, Unauthenticated
 from nbmountd.threads import run_interruptible
+
+CREDENTIALS_TRIED = 3
+"""For one request: tokens may rotate while it waits, and a large one may wait for long. No credential is sent twice."""
 
 PROOF_LASTS = 2.0
 """Seconds after an answer for which its credential is taken to be good still. After a pause one request goes ahead alone, so
@@ -128,8 +131,8 @@ class HTTPClient:
 
         `what` names the request in errors; `body` is rewound before the request is repeated with another credential.
         """
-        for again in (False, True):
-            if again and body is not None and not isinstance(body, bytes):
+        for attempt in range(CREDENTIALS_TRIED):
+            if attempt and body is not None and not isinstance(body, bytes):
                 body.rewind()
             header, answer = await self._authorized(what, call, large=not isinstance(body, bytes) and body is not None)
             if not self._refused(answer):
@@ -140,7 +143,7 @@ class HTTPClient:
             if self._proven == header:
                 self._proven = None
         await self._credential.authorization()
-        raise Unauthenticated(f"{what}: the server refuses the credential (401), and refused the one before")
+        raise Unauthenticated(f"{what}: the server refuses the credential (401), and {CREDENTIALS_TRIED - 1} before it")
 
     async def _authorized(self, what: str, call: Callable[[Send], Answer], *, large: bool) -> tuple[str | None, Answer]:
         """The answer, and the credential that it was asked with.

@@ -486,6 +486,8 @@ class PolicyBackend:
             wait = min(error.retry_after, LONGEST_OBEYED_WAIT)
             self._not_before = max(self._not_before, trio.current_time() + wait)
         if isinstance(error, Unauthenticated):
+            if generation == self._generation and self._fingerprint() != tried:
+                self.credential_changed()
             if generation != self._generation:
                 return  # it was the old credential that was refused
             self._refused_credential = tried

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -274,7 +273,8 @@ class Reads:
         activity = self._activity(content)
         fill = self._store.fill(content, fetch.start)
         lock, open_ = threading.Lock(), True
-        asked, first, last = time.monotonic(), 0.0, 0.0
+        clock = trio.lowlevel.current_clock()  # the sink runs in a thread
+        asked, first, last = clock.current_time(), 0.0, 0.0
 
         def note() -> None:
             fill.note()
@@ -283,7 +283,7 @@ class Reads:
 
         def sink(piece: memoryview) -> None:
             nonlocal first, last
-            last = time.monotonic()
+            last = clock.current_time()
             first = first or last
             with lock:  # a thread that was left behind must not write to a descriptor that is another file's by now
                 if not open_:

@@ -442,6 +442,22 @@ async def test_a_body_is_sent_from_the_start_after_the_token_was_renewed(server:
     assert (sent.requests, sent.bytes_sent) == (2, 10)
 
 
+async def test_tokens_that_rotate_during_one_request_are_each_tried_once(server: BrokenServer, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("expired")
+    coming = ["expired too", "good"]
+
+    def renew(position: int) -> None:
+        if position == 0 and coming:
+            path.write_text(coming.pop(0))
+
+    async with client(server.url, bearer(FileSecret(path))) as http:
+        answer = await http.request("PUT", server.at("bearer") + "x", body=BytesBody(b"12345", renew))
+
+    assert answer.status == 201
+    assert [line.split()[3] for line in server.requests()] == ["Bearer_expired", "Bearer_expired_too", "Bearer_good"]
+
+
 # --- TLS ---
 
 

@@ -647,6 +647,26 @@ async def test_a_credential_that_came_while_another_was_being_refused_is_tried(a
         nursery.cancel_scope.cancel()
 
 
+async def test_a_call_whose_credential_was_replaced_meanwhile_is_made_again_with_the_new_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Nobody told of the new one, and neither the mount nor the program hears of the refusal."""
+    inner = MemoryBackend(threads=False)
+    fingerprint, gate = ["first"], trio.Event()
+    policy = PolicyBackend(inner, credential=lambda: fingerprint[0], jitter=random.Random(1))
+    await policy.connect()
+    inner.fail("make_directory", Fault(wait_for=gate, before=Unauthenticated("401")))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(policy.make_directory, free("folder"), Attributes())
+        await trio.testing.wait_all_tasks_blocked()
+        fingerprint[0] = "second"
+        gate.set()
+
+    assert inner.remote.listdir() == ["folder"]
+    assert policy.health is Health.LIVE
+
+
 async def test_the_refusal_of_an_old_credential_is_no_refusal_of_the_new(autojump_clock: trio.testing.MockClock) -> None:
     inner, policy = await connected()
     gate = trio.Event()
