@@ -137,6 +137,9 @@ class Capabilities:
     max_name_bytes: int = 255
     names: Rules = AS_THEY_ARE
     """How names are written that the remote refuses, changes or hides; `max_name_bytes` is of those."""
+    refused_names: str = ""
+    """A regular expression, in which case does not matter, for parts of names as they are written there: nothing new is called
+    so, but what is called so already can be used. Empty: there are none."""
     max_file_size: int | None = None
     connections: int = 8
     """Requests that may be under way at once."""

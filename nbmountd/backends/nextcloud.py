@@ -26,6 +26,7 @@ from nbmountd.backends.base import Body, NoTicket, Ticket
 from nbmountd.backends.http_errors import error_of
 from nbmountd.backends.http_exchange import SEND_PIECE, Answer
 from nbmountd.backends.multistatus import DAV, Resource
+from nbmountd.backends.nextcloud_names import refused_names
 from nbmountd.backends.nextcloud_uploads import CHUNK, ChunkedUploads, Staged
 from nbmountd.backends.webdav_client import BASIC_PROPERTIES, OVERLAY_PROPERTIES, OWNCLOUD_PROPERTIES, WebDAVClient
 from nbmountd.backends.webdav_entries import Addresses, entry_of, nextcloud_version, parse_etag
@@ -64,6 +65,7 @@ class NextcloudShare(WebDAVShare):
         super().__init__(client, where.files(client.http.origin, habits.names), habits, options, read_only=read_only)
         self._uploads = ChunkedUploads(client, where.uploads)
         self._pages = where.pages
+        self._refused_names = where.refused_names
 
     def capabilities(self) -> Capabilities:
         return replace(
@@ -77,6 +79,7 @@ class NextcloudShare(WebDAVShare):
             stable_ids=True,
             propagating_versions=True,
             checksum_algorithm="sha1",
+            refused_names=self._refused_names,
         )
 
     # --- looking ---
@@ -316,11 +319,12 @@ def _file_id(answer: Answer) -> str | None:
 class Location:
     """The addresses of one user's files. `base` is the quoted path before `remote.php`, `below` names inside her files.
 
-    `pages`: the server gives long listings in pages.
+    `pages`: the server gives long listings in pages. `refused_names`: a regular expression for names that it refuses.
     """
 
-    def __init__(self, base: str, user: str, below: tuple[str, ...], *, pages: bool) -> None:
+    def __init__(self, base: str, user: str, below: tuple[str, ...], *, pages: bool, refused_names: str) -> None:
         self.pages = pages
+        self.refused_names = refused_names
         self._base = base
         self._user = quote(user, safe="")
         self._below = below
@@ -362,5 +366,18 @@ async def locate(client: WebDAVClient, path: str) -> Location:
         _, found, user = principal.rstrip("/").rpartition("/principals/users/")
         if found and user and "/" not in user:
             pages = "nc-paginate" in answer.headers.get("dav", "")
-            return Location(base, unquote_to_bytes(user).decode("utf-8", "surrogateescape"), below, pages=pages)
+            name = unquote_to_bytes(user).decode("utf-8", "surrogateescape")
+            return Location(base, name, below, pages=pages, refused_names=await _forbidden(client, base))
     raise RemoteProtocolError(f"PROPFIND {dav}: the server does not say who we are")
+
+
+async def _forbidden(client: WebDAVClient, base: str) -> str:
+    """What the administrator forbids; nothing where the server does not tell."""
+    path = f"{base}/ocs/v2.php/cloud/capabilities?format=json"
+    try:
+        answer = await client.http.request("GET", client.http.origin + path, headers={"OCS-APIRequest": "true"})
+    except RemoteProtocolError:  # of any length, perhaps
+        return ""
+    if answer.status == 429 or answer.status >= 500:
+        raise error_of(answer, f"GET {path}")
+    return refused_names(answer.body) if answer.status == 200 else ""

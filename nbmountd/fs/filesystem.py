@@ -8,6 +8,7 @@ where the mount's `durability` says so.
 
 from __future__ import annotations
 
+import re
 import stat
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable
@@ -28,6 +29,7 @@ from nbmountd.errors import (
     FileTooLarge,
     InvalidArgument,
     IsADirectory,
+    NameRefused,
     NameTooLong,
     NoAttribute,
     NotADirectory,
@@ -155,6 +157,8 @@ class FileSystem:
         can = self.nodes.capabilities
         if can.names.stored_size(name) > can.max_name_bytes:
             raise NameTooLong(name)
+        if can.refused_names and re.search(can.refused_names, can.names.stored(name), re.IGNORECASE):
+            raise NameRefused(f"the remote takes nothing called {name!r}")
 
     def _check_writable(self) -> None:
         if self.config.read_only:

@@ -468,6 +468,40 @@ def test_a_directory_moved_into_another_elsewhere_is_the_same_directory_here(fol
     assert (folder.root / "b" / "c" / "deep" / "unsent").read_text() == "written before anybody knew"
 
 
+def test_what_the_administrator_forbids_is_refused_when_it_is_made(server: FakeNextcloud) -> None:
+    forbidden = {
+        "forbidden_filenames": [".htaccess", "thumbs.db"],
+        "forbidden_filename_basenames": ["con", "aux"],
+        "forbidden_filename_characters": ["\\", "/", ":", "*"],
+        "forbidden_filename_extensions": [".filepart", ".part", ".exe", " "],
+    }
+    root = server.root / "administered"
+    root.mkdir()
+    (root / "con.txt").write_text("older than the rule")
+    server.hook(forbidden=forbidden)
+    keys = {**mount_keys(server), "url": f"{server.origin}{server.prefix}administered"}
+    with daemon_over({"cloud": keys}) as daemon:
+        mount = daemon.path("cloud")
+        assert (mount / "con.txt").read_text() == "older than the rule"
+        (mount / "plain").write_text("content")
+        for name in ("Thumbs.db", "aux", "CON.tar.gz", "12:30", "setup.EXE", "blank "):
+            for make in (Path.mkdir, Path.touch, lambda path: os.rename(mount / "plain", path)):
+                with pytest.raises(OSError) as refused:
+                    make(mount / name)
+                assert refused.value.errno == errno.EINVAL, name
+        for name in ("console.txt", "thumbs.db.bak", ".part", "x.part", "exe", ".htaccess", "back\\slash"):
+            (mount / name).write_text(name)
+        (mount / "con.txt").rename(mount / "icon.txt")
+        daemon.sync()
+        status = daemon.status("cloud")
+        assert (status.unsent_files, status.parked) == (0, 0)
+        names = sorted(os.listdir(mount))
+    server.hook()
+
+    assert (root / "icon.txt").read_text() == "older than the rule"
+    assert len(names) == len(list(root.iterdir())) == 9
+
+
 @pytest.mark.expects_log("429|degraded|offline|not everything could be sent")
 def test_a_server_that_says_too_many_requests_is_left_alone(server: FakeNextcloud) -> None:
     server.hook()

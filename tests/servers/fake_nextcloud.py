@@ -19,7 +19,7 @@ lose         {"MOVE": 1}: so many are done, not answered   refuse        {"PUT":
 quota        bytes left                                   assembling    seconds a MOVE of `.file` takes; 423 meanwhile
 forget_pages the second page begins a listing anew          alone         nobody changes the files but through us: faster
 passwords    those that count from now on                  permissions   {"name": "RG"}: oc:permissions of that file or folder
-elsewhere    where the log-in flow sends a client
+elsewhere    where the log-in flow sends a client             forbidden     {"forbidden_filenames": […], …}: capabilities
 """
 
 from __future__ import annotations
@@ -221,6 +221,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.check_login()
             if state.hooks.get("maintenance"):
                 raise Refused(503, "Sabre\\DAV\\Exception\\ServiceUnavailable ServerMaintenanceMode")
+            if path == "/ocs/v2.php/cloud/capabilities":
+                files = {"bigfilechunking": True, **state.hooks.get("forbidden", {})}
+                told = {"ocs": {"data": {"capabilities": {"files": files}}}}
+                self.answer(200 if "OCS-APIRequest" in self.headers else 412, json.dumps(told).encode())
+                return
             refused = state.hooks.get("refuse", {}).get(self.command, [0, 0])
             if refused[1]:
                 refused[1] -= 1
@@ -490,8 +495,16 @@ class Handler(BaseHTTPRequestHandler):
             headers["X-Hash-SHA1"] = hashlib.sha1(path.read_bytes()).hexdigest()
         self.answer(status, headers=headers)
 
-    @staticmethod
-    def check_name(path: Path) -> None:
+    def check_name(self, path: Path) -> None:
+        name, stem = path.name.lower(), path.name.lower()[:1] + path.name.lower()[1:].partition(".")[0]
+        forbidden = self.state.hooks.get("forbidden", {})
+        if (
+            name in forbidden.get("forbidden_filenames", ())
+            or stem in forbidden.get("forbidden_filename_basenames", ())
+            or any(each in name for each in forbidden.get("forbidden_filename_characters", ()))
+            or any(name.endswith(each) for each in forbidden.get("forbidden_filename_extensions", ()))
+        ):
+            raise Refused(400)
         name = path.name
         odd = any(character < " " or character == "\\" or "\udc80" <= character <= "\udcff" for character in name)
         if odd or name.lower() == ".htaccess" or name.lower().endswith((".part", ".filepart")) or len(os.fsencode(name)) > 250:
