@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -45,7 +46,7 @@ BASE64 = "nbmountd.base64"
 """Key of the JSON object that holds an attribute's value when it is no text."""
 
 
-class Told(msgspec.Struct, frozen=True):
+class Told(msgspec.Struct, frozen=True, gc=False):
     """Attributes of one object as a provider told them. None: not told."""
 
     name: str | None = None
@@ -82,8 +83,7 @@ class Told(msgspec.Struct, frozen=True):
 
     @property
     def mode(self) -> int | None:
-        text = self.new_mode or self.old_mode or ""
-        return int(text, 8) & 0o7777 if MODE.fullmatch(text) else None
+        return _mode_of(self.new_mode or self.old_mode or "")
 
     @property
     def links(self) -> int:
@@ -119,6 +119,11 @@ class Made(msgspec.Struct, frozen=True):
     id: str = msgspec.field(name="fileId")
 
 
+@lru_cache(maxsize=64)
+def _mode_of(text: str) -> int | None:
+    return int(text, 8) & 0o7777 if MODE.fullmatch(text) else None
+
+
 def checked_id(identifier: str | None) -> str:
     if identifier is None or not IDENTIFIER.fullmatch(identifier):
         raise RemoteProtocolError("an object without a valid file id")
@@ -130,9 +135,8 @@ def entry_of(
 ) -> Entry:
     """`told` as an entry called `name`; `depth` directories of the space are above it. Raises RemoteProtocolError."""
     kind, id, size, mtime = told.kind, told.id, told.size, told.mtime
-    for value, limit in ((size, LARGEST), (mtime, LATEST), (told.ctime, LATEST)):
-        if value is not None and not 0 <= value < limit:
-            raise RemoteProtocolError(f"an impossible size or time of {name!r}")
+    if not (0 <= (size or 0) < LARGEST and 0 <= (mtime or 0) < LATEST and 0 <= (told.ctime or 0) < LATEST):
+        raise RemoteProtocolError(f"an impossible size or time of {name!r}")
     mtime_ns = None if mtime is None else mtime * 1_000_000_000
     if kind is Kind.DIRECTORY:
         attributes = Attributes(mode=told.mode, mtime_ns=mtime_ns, xattrs=xattrs)

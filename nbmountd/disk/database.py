@@ -14,10 +14,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from operator import attrgetter
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -159,6 +159,15 @@ _COLUMNS = tuple(field.name for field in fields(Node))
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM nodes "
 _INSERT = f"INSERT INTO nodes ({', '.join(_COLUMNS[1:])}) VALUES ({', '.join('?' * (len(_COLUMNS) - 1))})"
 _INSERT_AS = f"INSERT INTO nodes ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_TOLD = (
+    "kind", "name", "mode", "size", "mtime_ns", "ctime_ns", "target", "xattrs", "base_id", "base_version", "base_size",
+    "base_mtime_ns", "writable", "removable",
+)  # fmt: skip
+"""What a remote tells of a node."""
+_told = itemgetter(*_TOLD)
+_INSERT_CLEAN = f"""INSERT INTO nodes
+    (ino, parent, base_parent, {", ".join(_TOLD)}, base_name, rdev, unsent, unsent_attributes, local_only, listed, changed_at)
+    VALUES (?1, ?2, ?2, {", ".join(f"?{number}" for number in range(3, 3 + len(_TOLD)))}, ?4, 0, 0, 0, 0, 0, 0.0)"""
 _TO_SEND = "local_only = 0 AND (parent IS NOT base_parent OR name IS NOT base_name OR unsent OR unsent_attributes)"
 _DEFAULTS: dict[str, Any] = {
     "parent": None, "name": "", "mode": 0, "size": 0, "mtime_ns": 0, "ctime_ns": 0, "target": None, "xattrs": {}, "rdev": 0,
@@ -181,18 +190,6 @@ def _to_column(name: str, value: Any) -> Any:
     if name == "xattrs":
         return msgspec.msgpack.encode(value) if value else None
     return value
-
-
-_values_of = attrgetter(*_COLUMNS)
-
-
-def _row_of(node: Node) -> tuple[Any, ...]:
-    row = list(_values_of(node))
-    row[3] = os.fsencode(node.name)
-    row[12] = os.fsencode(node.base_name)
-    row[8] = _to_column("target", node.target)
-    row[9] = _to_column("xattrs", node.xattrs)
-    return tuple(row)
 
 
 def _from_row(row: tuple[Any, ...]) -> Node:
@@ -224,12 +221,35 @@ class Transaction:
         self._inserted.append(node)
         return node
 
-    def insert_all(self, rows: Sequence[dict[str, Any]]) -> None:
-        """New nodes as by `insert`, `kind` among their values; in one go, which takes half the time. All or none of them."""
+    def insert_clean(self, parent: int, found: Iterable[Mapping[str, Any]]) -> None:
+        """New nodes with new inode numbers in the directory `parent`, each as the remote has it: local = base. All or none.
+
+        Each of `found` names all columns of _TOLD. A listing of 1,000 makes as many at once: in one go, and with what is the
+        same for all of them in the statement, it takes a third of the time of `insert`.
+        """
         (last,) = self.execute("SELECT seq FROM sqlite_sequence WHERE name = 'nodes'").fetchone()
-        nodes = [Node(ino, **{**_DEFAULTS, "xattrs": {}, **values}) for ino, values in enumerate(rows, last + 1)]
-        self._database.connection.executemany(_INSERT_AS, map(_row_of, nodes))
-        self._inserted += nodes
+        rows = []
+        for ino, values in enumerate(found, last + 1):
+            (
+                kind, name, mode, size, mtime_ns, ctime_ns, target, xattrs, base_id, version, base_size, base_mtime_ns,
+                writable, removable,
+            ) = _told(values)  # fmt: skip
+            self._inserted.append(
+                Node(
+                    ino, kind, parent, name, mode, size, mtime_ns, ctime_ns, target, xattrs, 0,
+                    parent, name, base_id, version, base_size, base_mtime_ns, False, 0, writable, False, False, 0.0, None,
+                    removable,
+                )
+            )  # fmt: skip
+            # An enumeration or a bool costs sqlite3 as much as all the rest of a row.
+            rows.append(
+                (
+                    ino, parent, int(kind), os.fsencode(name), mode, size, mtime_ns, ctime_ns, target and os.fsencode(target),
+                    msgspec.msgpack.encode(xattrs) if xattrs else None, base_id, version, base_size, base_mtime_ns,
+                    int(writable), int(removable),
+                )
+            )  # fmt: skip
+        self._database.connection.executemany(_INSERT_CLEAN, rows)
 
     def update(self, node: Node, **values: Any) -> None:
         self.execute(

@@ -191,15 +191,13 @@ def _take_in(nodes: Nodes, directory: Node, fresh: list[Entry], unknown: list[in
                     continue
                 occupant = None if empty else database.child(directory.ino, entry.name)
                 base = base_values(nodes, entry)
-                base["base_parent"], base["base_name"] = directory.ino, entry.name
                 if occupant is None:
                     taken.add(name)
-                    here = {"kind": entry.kind, "parent": directory.ino, "name": entry.name}
-                    new.append({**here, **base, **local_values(nodes, entry)})
+                    new.append({"kind": entry.kind, "name": entry.name, **base, **local_values(nodes, entry)})
                 elif _is_the_same_directory(occupant, entry):
-                    change.update(occupant, **base)
+                    change.update(occupant, base_parent=directory.ino, base_name=entry.name, **base)
                     unknown.append(occupant.ino)
-            change.insert_all(new)
+            change.insert_clean(directory.ino, new)
         if directory.listed:  # the kernel may remember that there was no such name
             for values in new:
                 nodes.kernel.entry_changed(directory.ino, values["name"])
