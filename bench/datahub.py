@@ -1,10 +1,10 @@
 """A space of EGI DataHub beside PyFilesystem's driver for it (fs-onedatarestfs), on the same stand-in for its servers.
 
-Seconds, requests and CPU of each job, of the fastest of several turns. Each turn has empty caches and open connections: both
-have listed the root, as a program has that is at work. Each job is done on loopback, where the CPU of client and stand-in is
-all that counts, and with answers that come late, as from providers far away. The driver is used in two ways: as a program
-uses files (pieces of 1 MiB, a listing with details), and in the rows "at once" with the whole content in memory, which is its
-own fastest. It knows nothing of the other rows.
+Seconds, CPU of the client and of the stand-in, and requests of each job, of the fastest of several turns. Each turn has empty
+caches and open connections: both have listed the root, as a program has that is at work. Each job is done on loopback, where
+the CPU of client and stand-in is all that counts, and with answers that come late, as from providers far away. The driver is
+used in two ways: as a program uses files (pieces of 1 MiB, a listing with details), and in the rows "at once" with the whole
+content in memory, which is its own fastest. It knows nothing of the other rows.
 """
 
 from __future__ import annotations
@@ -237,12 +237,13 @@ def put(space: DoubleOutside, name: str, content: bytes) -> None:
 
 def show(found: Mapping[str, Mapping[str, float]], console: Console) -> None:
     table = Table(title="a space of EGI DataHub (stand-in)", title_justify="left")
-    for column in ("", "nbmountd", "CPU", "requests", "fs-onedatarestfs", "CPU", "requests", "times its speed"):
+    of_each = ("CPU", "stand-in", "requests")
+    for column in ("", "nbmountd", *of_each, "fs-onedatarestfs", *of_each, "times its speed"):
         table.add_column(column, no_wrap=True, justify="left" if not column else "right")
     for title, one in found.items():
         cells = []
         for system in ("nbmountd", "fs-onedatarestfs"):
-            cells += [f"{one[f'{system} {what}']:.3f} s" for what in ("seconds", "cpu")]
+            cells += [f"{one[f'{system} {what}']:.3f} s" for what in ("seconds", "cpu", "stand-in cpu")]
             cells.append(f"{one[f'{system} requests']:.0f}")
         ratio = one["fs-onedatarestfs seconds"] / one["nbmountd seconds"]
         table.add_row(title, *cells, f"{ratio:.1f}" + ("" if ratio >= GOAL else f" (goal {GOAL:.0f})"))
