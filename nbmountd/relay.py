@@ -277,7 +277,7 @@ def _one_answer(answers: Sequence[Done | Failed]) -> Done | Failed:
     failures = [answer for answer in answers if isinstance(answer, Failed)]
     if failures:
         return Failed(message="; ".join(failure.message for failure in failures), code=max(f.code for f in failures))
-    return Done(message="; ".join(answer.message for answer in answers if answer.message))
+    return Done(message="; ".join(dict.fromkeys(answer.message for answer in answers if answer.message)))
 
 
 def _sum(parts: list[Progress], current: str) -> Progress:

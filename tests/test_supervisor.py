@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from nbmountd import launch, ownership, supervisor
+from nbmountd import launch, ownership, relay, supervisor
 from nbmountd.config import Config, DaemonConfig, DirectoryOptions, MountConfig
 from nbmountd.control.client import ask
 from nbmountd.control.schema import (
@@ -383,6 +383,11 @@ async def test_nothing_is_called_safe_that_was_left_in_a_journal(tmp_path: Path)
         assert isinstance(reply, StatusReply)
         assert not reply.safe
         assert reply.mounts[0].reason == "1 file is unsent"
+
+
+def test_what_all_mounts_say_is_said_once() -> None:
+    answers = [Done(message="safe"), Done(message="safe"), Done(), Done(message="sent")]
+    assert relay._one_answer(answers) == Done(message="safe; sent")
 
 
 async def test_requests_reach_the_worker_of_the_path_or_all(tmp_path: Path) -> None:
