@@ -242,8 +242,10 @@ class Settle:
         self, node: Node, target: Place, there: Entry | None, here: Entry | None, replaced: Node | None
     ) -> bool:
         as_before = here is not None and here.kind is node.kind and _has_version(node, here)
-        if there is None or as_before or _is_untouched(there, replaced):
+        if there is None or as_before:
             return False
+        if _is_untouched(there, replaced):  # others may have brought it where the replaced one was thought to be
+            return here is None and node.kind is Kind.FILE and _is_that_file(node, there)
         return await self._is_same_thing(node, target, there, here)
 
     async def _is_same_thing(self, node: Node, target: Place, there: Entry, here: Entry | None) -> bool:
@@ -453,6 +455,12 @@ def _is_untouched(there: Entry | None, replaced: Node | None) -> bool:
 
 async def _never(*_: object) -> None:
     raise StaleFile("not to be fetched")
+
+
+def _is_that_file(node: Node, entry: Entry) -> bool:
+    """Whether the entry, elsewhere, is the file that the node has as its base, with the same bytes."""
+    same = entry.id == node.base_id if entry.id is not None and node.base_id is not None else True
+    return same and entry.kind is Kind.FILE and entry.version is not None and entry.version == node.base_version
 
 
 def _has_version(node: Node, entry: Entry) -> bool:

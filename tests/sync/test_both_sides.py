@@ -12,7 +12,7 @@ import trio
 
 from nbmountd.backends.memory import EVERYTHING
 from nbmountd.disk.database import Node
-from nbmountd.errors import LocalError, NotFound, RemoteError, StaleFile
+from nbmountd.errors import LocalError, NotFound, RemoteError, RemoteExists, StaleFile
 from nbmountd.fs.filesystem import SetAttributes
 from nbmountd.fs.rules import TABLE, Here, There, as_markdown, decide
 from nbmountd.model import Capabilities, Entry, Kind, Place
@@ -948,15 +948,21 @@ def test_fsync_with_durability_fsync_returns_when_the_remote_has_every_name_of_t
 # --- what the model found --------------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_others_moved_to_the_name_that_ours_gets_is_not_taken_for_the_base_of_ours(tmp_path: Path) -> None:
-    """Ours was opened before and not a byte of it read: what was appended is kept and shown, and nothing waits for ever."""
+@pytest.mark.parametrize("moved", [True, False])
+def test_only_a_file_that_others_moved_to_the_name_that_ours_gets_is_the_base_of_ours(tmp_path: Path, moved: bool) -> None:
+    """Ours was opened before and not a byte of it read: what was appended goes there if it is the same file; to another it
+    does not, is kept and shown, and nothing waits for ever."""
 
     async def story(world: World) -> None:
         world.remote.mkdir("d")
         world.remote.put("d/a", b"theirs")
         node = await world.find("d/a")
         world.fs.open(node.ino, writing=True, truncate=False)
-        world.remote.move("d/a", "a")
+        if moved:
+            world.remote.move("d/a", "a")
+        else:
+            world.remote.remove("d/a")
+            world.remote.put("a", b"theirs")
         world.fs.write(node.ino, 6, b" and ours")
         await trio.sleep(21)
         await rename(world, "d/a", "a")
@@ -964,8 +970,8 @@ def test_a_file_that_others_moved_to_the_name_that_ours_gets_is_not_taken_for_th
 
     world = tell(tmp_path, story)
 
-    assert world.remote.tree()["a"] == b"theirs"
-    assert [node.size for node in world.left] == [15]
+    assert world.remote.tree()["a"] == (b"theirs and ours" if moved else b"theirs")
+    assert [node.size for node in world.left] == ([] if moved else [15])
 
 
 def test_a_renamed_hard_link_with_news_is_no_conflict_where_moving_gives_another_version(tmp_path: Path) -> None:
@@ -1007,3 +1013,25 @@ def test_what_others_wrote_is_not_removed_with_a_file_that_was_read_and_taken_as
     assert world.remote.read("a.txt") == b"theirs"
     assert copies(world) == ([b"ours"] if replacing else [])
     assert ".a.txt" not in world.remote.tree()
+
+
+def test_what_others_moved_to_the_name_of_a_hard_link_stays_when_the_first_name_goes(tmp_path: Path) -> None:
+    """Then both names are one file on the remote: the link, taken for uploaded, and what the file is to be renamed to."""
+
+    async def story(world: World) -> None:
+        world.remote.put("a", b"before")
+        world.remote.mkdir("e")
+        await world.read_file("a")
+        await world.fs.link((await world.find("a")).ino, (await world.find("e")).ino, "a")
+
+        async def meanwhile() -> None:
+            world.remote.move("a", "e/a")
+            await remove(world, "a")
+            raise RemoteExists("e/a is there")
+
+        world.flaky.answer_with("upload", meanwhile)
+        await trio.sleep(60)
+
+    world = tell(tmp_path, story)
+
+    assert world.remote.tree() == {"e": None, "e/a": b"before"}
