@@ -512,10 +512,15 @@ class Steps:
     async def _moved(self, node: Node, at: Position, target: Place, entry: Entry, replaced: Node | None) -> None:
         """The remote has the node at `at`."""
         values = await self._values_after(node, target, entry)
+        # A listing may have taken it for gone meanwhile, with its old directory. With a base it would be removed there now.
+        vanished = node.parent is None and node.base_parent is None
         with self._nodes.transaction() as change:
             if replaced is not None:
                 change.update(replaced, base_parent=None)
-            self._rebase(change, node, values | {"base_parent": at.parent, "base_name": at.name})
+            if vanished:
+                self._refresh.forget(at.parent)
+            else:
+                self._rebase(change, node, values | {"base_parent": at.parent, "base_name": at.name})
             if node.is_directory and not self._nodes.capabilities.attributes_move:
                 self._tell_again_below(change, node)
         if replaced is not None:

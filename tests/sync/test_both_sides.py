@@ -12,7 +12,7 @@ import trio
 
 from nbmountd.backends.memory import EVERYTHING
 from nbmountd.disk.database import Node
-from nbmountd.errors import LocalError, NotFound, RemoteError, RemoteExists, StaleFile
+from nbmountd.errors import LocalError, NotFound, RemoteError, RemoteExists, RemoteNotFound, StaleFile
 from nbmountd.fs.filesystem import SetAttributes
 from nbmountd.fs.rules import TABLE, Here, There, as_markdown, decide
 from nbmountd.model import Capabilities, Entry, Kind, Place
@@ -1035,3 +1035,25 @@ def test_what_others_moved_to_the_name_of_a_hard_link_stays_when_the_first_name_
     world = tell(tmp_path, story)
 
     assert world.remote.tree() == {"e": None, "e/a": b"before"}
+
+
+def test_what_others_renamed_like_us_before_they_removed_its_directory_stays(tmp_path: Path) -> None:
+    """A listing takes it for gone with the directory while our rename is on its way, and finds it at the new name."""
+
+    async def story(world: World) -> None:
+        world.remote.mkdir("d")
+        world.remote.put("d/a", b"theirs")
+        await rename(world, "d/a", "a")
+
+        async def meanwhile() -> None:
+            world.remote.move("d/a", "a")
+            world.remote.remove("d")
+            await world.refresh.list_now(world.nodes.database.root)
+            raise RemoteNotFound("/d/a is not there")
+
+        world.flaky.answer_with("move", meanwhile)
+        await trio.sleep(60)
+
+    world = tell(tmp_path, story)
+
+    assert world.remote.tree() == {"a": b"theirs"}
