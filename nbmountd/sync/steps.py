@@ -191,7 +191,7 @@ class Steps:
         content = self._store.open(self._nodes.owner(node))
         layers = self._store.freeze(content)
         algorithm = self._nodes.capabilities.checksum_algorithm
-        in_doubt = False
+        doubt, in_doubt = self._nodes.doubts.get(node.ino), False
         try:
             snapshot = self._earlier_snapshot(node, content, layers)
             entry = None
@@ -211,7 +211,7 @@ class Steps:
                 seconds=round(time.monotonic() - began, 2),
             )  # fmt: skip
         except RemoteError as exc:
-            in_doubt = _was_in_doubt(exc)
+            in_doubt = _was_in_doubt(exc) or (doubt is not None and doubt.kind == UPLOAD)  # of an earlier attempt
             raise
         finally:
             self._snapshots.pop(node.ino, None)

@@ -1037,6 +1037,22 @@ def test_what_others_moved_to_the_name_of_a_hard_link_stays_when_the_first_name_
     assert world.remote.tree() == {"e": None, "e/a": b"before"}
 
 
+def test_a_write_after_an_answer_was_lost_and_could_not_be_asked_for_is_no_conflict_with_oneself(tmp_path: Path) -> None:
+    """Only what was sent can be compared with what is there; each attempt that fails keeps it."""
+
+    async def story(world: World) -> None:
+        world.flaky.fail("upload", "lost")
+        world.flaky.fail("read", "mismatch", "full")
+        await world.write_file("a", b"sent before")
+        await trio.sleep(6)
+        await world.write_file("a", b"SENT", 0)
+        await trio.sleep(200)
+
+    world = tell(tmp_path, story, replace(WHOLE_UPLOADS, conditional_writes=False, checksum_algorithm=None))
+
+    assert list(world.remote.tree()) == ["a"]
+
+
 def test_what_others_renamed_like_us_before_they_removed_its_directory_stays(tmp_path: Path) -> None:
     """A listing takes it for gone with the directory while our rename is on its way, and finds it at the new name."""
 
