@@ -115,11 +115,17 @@ class Time:
 
 
 class Recording(MemoryRemote):
-    """A remote that remembers the bytes of every version it ever had."""
+    """A remote that remembers the bytes of every version it ever had. No two things have the time of one second: of two
+    files of one size and time, one that others move to where ours was to go is taken for ours, if nothing of ours is here."""
 
     def __init__(self, clock_ns: Callable[[], int]) -> None:
         self.contents: dict[str, bytes] = {}
-        super().__init__(clock_ns=clock_ns)
+        self._last_ns = 0
+        super().__init__(clock_ns=lambda: self._later_ns(clock_ns()))
+
+    def _later_ns(self, now_ns: int) -> int:
+        self._last_ns = max(self._last_ns + 10**9, now_ns)
+        return self._last_ns
 
     def make(self, kind: Kind, attributes: Attributes = NO_ATTRIBUTES) -> Thing:
         thing = super().make(kind, attributes)
