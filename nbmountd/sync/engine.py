@@ -45,6 +45,8 @@ HURRIED_FULL_RETRY = 5.0
 """The same while somebody waits for the file to be safe."""
 OPEN_DELAY = 300.0
 """A file that stays open for writing is sent as it is this long after its first unsent change."""
+HURRIED_LEAD = 0.5
+"""Seconds until other work is looked at again, while what somebody waits for is under way; or until a step has ended."""
 LOOK_SHARE = 10
 """At most one part in so many of the time goes into looking for work."""
 LARGE = 8 * 2**20
@@ -178,7 +180,7 @@ class Engine:
         for node in unsent:
             due = due_at[node.ino] <= clock and (only is None or node.ino in only)
             if not due:
-                next_due = min(next_due, max(clock, due_at[node.ino]))
+                next_due = min(next_due, due_at[node.ino] if due_at[node.ino] > clock else clock + HURRIED_LEAD)
             elif node.removed and (node.base_parent, node.base_name) in awaited:
                 due = False  # that one is to replace it when its present step is done, and the remote is never without either
             changes[node.ino] = self._change(node, due=due)

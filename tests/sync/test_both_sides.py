@@ -12,7 +12,7 @@ import trio
 
 from nbmountd.backends.memory import EVERYTHING
 from nbmountd.disk.database import Node
-from nbmountd.errors import LocalError, NotFound, RemoteError, RemoteExists, RemoteNotFound, StaleFile
+from nbmountd.errors import LocalError, NotFound, RemoteError, RemoteExists, RemoteNotFound, RemoteUnavailable, StaleFile
 from nbmountd.fs.filesystem import SetAttributes
 from nbmountd.fs.rules import TABLE, Here, There, as_markdown, decide
 from nbmountd.model import Capabilities, Entry, Kind, Place
@@ -1073,3 +1073,35 @@ def test_what_others_renamed_like_us_before_they_removed_its_directory_stays(tmp
     world = tell(tmp_path, story)
 
     assert world.remote.tree() == {"a": b"theirs"}
+
+
+def test_work_is_not_looked_for_again_and_again_while_somebody_waits_for_what_is_under_way(tmp_path: Path) -> None:
+    looks = 0
+
+    async def story(world: World) -> None:
+        nonlocal looks
+        look = world.engine._look
+
+        def counted() -> None:
+            nonlocal looks
+            looks += 1
+            look()
+
+        async def slow() -> None:
+            await trio.sleep(20)
+            raise RemoteUnavailable("after all")
+
+        world.engine._look = counted  # type: ignore[method-assign]
+        world.flaky.answer_with("upload", slow)
+        await world.write_file("hurried", b"first")
+        await trio.sleep(6)  # its upload is under way
+        await world.write_file("other", b"due soon")
+        await remove(world, "hurried")
+        await world.write_file("hurried", b"second")
+        with trio.move_on_after(12):
+            async for _ in world.engine.send_now(["hurried"]):
+                pass
+
+    tell(tmp_path, story)
+
+    assert looks < 100
