@@ -382,6 +382,13 @@ class Settle:
         except (RemoteError, LocalError) as exc:
             _log.info("cannot look at the remote", path=self._nodes.local_path(node), cause=exc)
 
+    async def is_there(self, node: Node) -> bool:
+        """Whether the remote has anything where the base of the node is. Listings leave what is in doubt to its step."""
+        try:
+            return await self._ask(self._nodes.place(node)) is not None
+        except LocalError:
+            return False
+
     async def _ask(self, place: Place) -> Entry | None:
         """What is under that name now, whatever it was before; None: nothing."""
         try:

@@ -249,6 +249,8 @@ class Steps:
             await self._reads.ensure(content, start, stop, layers, patient=True)
         except RemoteNotFound as exc:  # of what it is made of; not to be taken for an answer to the upload
             await self._settle.look_at_parent(content.node)
+            if content.node.ino in self._nodes.doubts and not await self._settle.is_there(content.node):
+                raise StaleFile("the remote has it no more, and these bytes were never fetched") from exc
             raise RemoteUnavailable(f"the rest of its bytes: {exc}") from exc
 
     async def _keep_for_readers(self, old: Node) -> None:

@@ -1075,6 +1075,27 @@ def test_what_others_renamed_like_us_before_they_removed_its_directory_stays(tmp
     assert world.remote.tree() == {"a": b"theirs"}
 
 
+def test_what_was_sent_without_an_answer_and_can_never_be_whole_again_is_parked(tmp_path: Path) -> None:
+    """Its bytes are those of a version that was never fetched, and that others have removed: nobody waits for it for ever."""
+
+    async def story(world: World) -> None:
+        await trio.sleep(3)  # what is fetched for the upload is not kept safely yet when all is killed
+        world.remote.put("a", b"never fetched")
+        world.flaky.fail("upload", "silent")
+        await world.write_file("a", b" and more", 13)
+        await trio.sleep(8)  # on its way
+        world.memory.outage = "gone"
+        await world.kill(world.nursery)
+        world.memory.outage = None
+        await world.fs.setattr((await world.find("a")).ino, SetAttributes(size=13))
+        world.remote.remove("a")
+        await trio.sleep(60)
+
+    world = tell(tmp_path, story, replace(WHOLE_UPLOADS, conditional_writes=False))
+
+    assert [node.name for node in world.left] == ["a"]
+
+
 def test_work_is_not_looked_for_again_and_again_while_somebody_waits_for_what_is_under_way(tmp_path: Path) -> None:
     looks = 0
 
