@@ -191,18 +191,20 @@ class Exchange:
         outgoing = None if body is None else _Outgoing(body)
         if outgoing is not None:
             sent["Content-Length"] = str(outgoing.size)  # so that it is not sent chunked: several servers mishandle that
-        ask = partial(
-            self._pool.urlopen, method, url, body=cast(Any, outgoing), headers=sent, redirect=False, preload_content=False
-        )
+        ask = partial(self._pool.urlopen, method, url, headers=sent, redirect=False, preload_content=False)
+        repeatable = method in SAFE_METHODS and (body is None or isinstance(body, bytes))
         try:
             try:
-                response = ask()
+                response = ask(body=cast(Any, outgoing))
             except ProtocolError as exc:
                 # A server may end an idle connection while we send on it (RFC 9112, 9.3.1): asked once more on another one.
-                if method not in SAFE_METHODS or outgoing is not None or not self._lever.kept or not _was_hung_up(exc):
+                if not repeatable or not self._lever.kept or not _was_hung_up(exc):
                     raise
                 self.requests += 1
-                response = ask()
+                if outgoing is not None and body is not None:
+                    self.bytes_sent += outgoing.sent
+                    outgoing = _Outgoing(body)
+                response = ask(body=cast(Any, outgoing))
         except HTTPError as exc:
             raise self._lost(exc) from exc
         except _BodyFailed as exc:
