@@ -35,7 +35,7 @@ def test_scattered_reads_of_one_neighbourhood_share_an_aligned_request(tmp_path:
 
         for start in (3 * UNIT + 700, 4 * UNIT - 4096, 3 * UNIT, 3 * UNIT + 100 * KIB):
             assert await says(start, 4096)
-        assert asked == [(3 * UNIT, 4 * UNIT)]
+        assert [each for each in asked if each[0] < 4 * UNIT] == [(3 * UNIT, 4 * UNIT)]  # what follows may be asked ahead
         assert await says(2 * UNIT - 10, 20)
         assert await says(5 * UNIT + 990, 10)
         world.fs.close_file(node.ino, writing=False)

@@ -508,7 +508,7 @@ def test_a_server_that_says_too_many_requests_is_left_alone(server: FakeNextclou
 
     def at_rest() -> bool:
         before = server.every_request()
-        time.sleep(0.3)
+        time.sleep(1.0)
         return server.every_request() == before
 
     with daemon_over({"cloud": {**mount_keys(server), "write_back_delay": 0.1}}, drain_timeout=0.5) as daemon:
