@@ -160,7 +160,7 @@ class Keeper:
         if self.state in ("failed", "unmounted"):
             self.settled = trio.Event()
             self._idle = trio.Event()
-            self._set("starting")
+            self._set("starting", self.reason if self.state == "failed" else "")  # whoever looks meanwhile shall see why
         self._poke.set()
 
     async def stop(self, timeout: float) -> Done | Failed:
@@ -243,7 +243,7 @@ class Keeper:
 
     async def _hold(self) -> None:
         """Mounts, and keeps the mount until it is unwanted. Raises NbmountdError when it cannot be kept."""
-        self._set("starting")
+        self._set("starting", self.reason)
         inherited, self._inherited = self._inherited, None
         holding = self._holding = await self._take_over(inherited) if inherited else await self._mount()
         try:

@@ -10,11 +10,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -309,19 +311,30 @@ async def test_a_wrong_configuration_is_said_at_once_and_stops_no_other_mount(tm
         assert (await status(control, "b")).state == "live"
 
 
-async def test_a_mount_point_with_files_in_it_fails_alone_and_is_retried(tmp_path: Path) -> None:
+async def test_a_mount_point_with_files_in_it_fails_alone_and_is_retried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = configuration(tmp_path, "a", "b")
     mine = Path(config.mounts[0].path) / "mine.txt"
+    trying, mount = threading.Lock(), mounting.mount
+
+    def mount_unless_held(path: str, *args: Any, **options: Any) -> Any:
+        with trying if path == config.mounts[0].path else nullcontext():
+            return mount(path, *args, **options)
+
+    monkeypatch.setattr(mounting, "mount", mount_unless_held)
     mine.parent.mkdir(parents=True)
     mine.touch()
 
     async with running(config, Rhythm(probe=0.1, retry=0.2)) as control:
-        failed = await status(control, "a")
-        assert failed.state == "failed"
+        failed = await until(control, "a", state="failed")
         assert "not empty" in failed.reason and "mine.txt" in failed.reason
         assert (await status(control, "b")).state == "live"
+        with trying:  # the next try waits, so that it can be looked at
+            again = await until(control, "a", state="starting")
+        assert failed.reason in again.reason, "why it failed is to be seen while it is tried again, too"
         mine.unlink()
-        await until(control, "a", state="live")
+        assert (await until(control, "a", state="live")).reason == ""
 
 
 async def test_unmount_drains_and_mount_brings_it_back(tmp_path: Path) -> None:
@@ -491,6 +504,7 @@ async def test_root_mounts_for_the_owner_and_the_worker_becomes_that_user(open_d
 DAEMON = """
 import base64, pickle, sys, trio
 from pathlib import Path
+from typing import Any
 from nbmountd import launch, supervisor
 from nbmountd.keeper import Rhythm
 config = pickle.loads(base64.b64decode(sys.argv[1]))
@@ -645,6 +659,7 @@ USE_IT = """
 import base64, os, pickle, signal, sys, trio
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 from nbmountd import launch, supervisor
 from nbmountd.control.client import ask
 from nbmountd.control.schema import Status
