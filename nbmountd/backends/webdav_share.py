@@ -50,6 +50,9 @@ TEMPORARY = ".nbmountd-upload-"
 TEMPORARY_AGE = 24 * 3600
 """Seconds by the server's own clock."""
 
+CUT_PAUSE = 0.3
+"""Seconds within which a server has begun with a request that was cut."""
+
 DIRECT_LIMIT = 1024 * 1024
 """Bytes of a body up to which it is put straight to its name.
 
@@ -239,9 +242,11 @@ class WebDAVShare:
                 await self._client.delete(self._addresses.path(Place((*place.path[:-1], ticket.token))), {})
         beside = Place((*place.path[:-1], TEMPORARY + secrets.token_hex(8)))
         await ticket.remember(beside.name)
+        answered = False
         try:
             try:
                 answer = await self._client.put(self._addresses.path(beside), headers or {}, body)
+                answered = True
                 if answer.status >= 300:
                     what = f"PUT {self._addresses.path(beside)}"
                     raise await self._conditions.explained(answer, what, place, replacing=replaces is not None)
@@ -255,9 +260,16 @@ class WebDAVShare:
                     return await self._look_after(place, size=size)
         except BaseException:
             with trio.move_on_after(3, shield=True), suppress(RemoteError):
-                await self._client.delete(self._addresses.path(beside), {})
+                await self._discard(beside, answered=answered)
             raise
         return replace(entry, name=place.name)
+
+    async def _discard(self, beside: Place, *, answered: bool) -> None:
+        """A cut PUT that the server has not yet begun with makes its file after the DELETE (wsgidav): that is asked twice."""
+        path = self._addresses.path(beside)
+        if (await self._client.delete(path, {})).status == 404 and not answered:
+            await trio.sleep(CUT_PAUSE)
+            await self._client.delete(path, {})
 
     async def write_ranges(
         self, place: Place, pieces: Sequence[Piece], size: int, *, replaces: Version, attributes: Attributes

@@ -532,7 +532,7 @@ class BackendSuite:
 
         if remote.capabilities.atomic_replace:
             assert remote.outside.read("file") == b"old content"
-            assert await settled(lambda: list(self.names(remote)) == ["file"])
+            assert await settled(lambda: list(self.names(remote)) == ["file"]), self.names(remote)
 
     async def test_a_cancelled_upload_ends_soon_and_its_body_is_left_alone(self, remote: Remote) -> None:
         scope = trio.CancelScope()
@@ -558,7 +558,7 @@ class BackendSuite:
         assert body.reads == reads
         if remote.capabilities.atomic_replace:
             assert remote.outside.read("file") == b"old content"
-            assert await settled(lambda: list(self.names(remote)) == ["file"])
+            assert await settled(lambda: list(self.names(remote)) == ["file"]), self.names(remote)
 
     async def test_two_uploads_at_once_both_arrive(self, remote: Remote) -> None:
         contents = {"one": pattern(MIB), "two": pattern(MIB + 100)[100:]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,9 +14,11 @@ import trio
 
 from nbmountd.backends import multistatus
 from nbmountd.backends.base import NoTicket
+from nbmountd.backends.http_exchange import Answer
 from nbmountd.backends.multistatus import MultiStatusParser
 from nbmountd.backends.policy import PolicyBackend
 from nbmountd.backends.webdav import WebDAVBackend
+from nbmountd.backends.webdav_client import WebDAVClient
 from nbmountd.backends.webdav_entries import Addresses, Directory, parse_date, parse_etag, version_of
 from nbmountd.backends.webdav_habits import recognise
 from nbmountd.backends.webdav_share import DIRECT_LIMIT, TEMPORARY
@@ -588,6 +590,34 @@ async def test_what_a_killed_upload_left_is_removed_when_it_is_taken_up_again(ap
     assert [path.name for path in (apache.root / "again").iterdir() if path.name != ".DAV"] == ["file"]
     assert ticket.token is not None
     assert ticket.token.startswith(TEMPORARY)
+
+
+async def test_what_a_server_makes_of_a_cut_upload_after_it_was_removed_is_removed_too(
+    apache: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """wsgidav may take up the request only when its sender has already given up."""
+    folder = apache.root / "late"
+    removed: list[str] = []
+
+    async def cut(*_: object) -> Answer:
+        raise RemoteUnavailable("the connection is gone")
+
+    async def remove(client: WebDAVClient, path: str, headers: Mapping[str, str]) -> Answer:
+        answer = await delete(client, path, headers)
+        if not removed:
+            (folder / path.rpartition("/")[2]).write_bytes(b"half")
+        removed.append(path)
+        return answer
+
+    async with mounted(apache, "late") as backend:
+        delete = WebDAVClient.delete
+        monkeypatch.setattr(WebDAVClient, "put", cut)
+        monkeypatch.setattr(WebDAVClient, "delete", remove)
+        with pytest.raises(RemoteUnavailable):
+            await upload(backend, free("file"), bytes(2 * DIRECT_LIMIT))
+
+        assert removed == [removed[0]] * 2
+        assert list(folder.iterdir()) == []
 
 
 async def test_uploads_under_way_are_hidden_and_stale_ones_removed(apache: ServerProcess) -> None:
