@@ -10,6 +10,7 @@ import email.message
 import http.client
 import io
 import logging
+import ssl
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -141,9 +142,10 @@ Question = tuple[str, str, Mapping[str, str]]
 """Method, whole URL and headers of a request without a body."""
 
 
-def _was_hung_up(exc: ProtocolError) -> bool:
-    """Whether the connection ended before the first byte of an answer."""
-    return len(exc.args) > 1 and isinstance(exc.args[1], http.client.RemoteDisconnected)
+def _was_ended(exc: HTTPError) -> bool:
+    """Whether the server has ended the connection: in order, or with a reset when our request met its end."""
+    cause = exc.args[-1] if exc.args else None
+    return isinstance(cause, (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError))
 
 
 class Exchange:
@@ -196,9 +198,9 @@ class Exchange:
         try:
             try:
                 response = ask(body=cast(Any, outgoing))
-            except ProtocolError as exc:
+            except (ProtocolError, SSLError) as exc:
                 # A server may end an idle connection while we send on it (RFC 9112, 9.3.1): asked once more on another one.
-                if not repeatable or not self._lever.kept or not _was_hung_up(exc):
+                if not repeatable or not self._lever.kept or not _was_ended(exc):
                     raise
                 self.requests += 1
                 if outgoing is not None and body is not None:

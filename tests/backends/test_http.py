@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -205,7 +206,8 @@ async def test_a_change_without_an_answer_is_in_doubt(server: BrokenServer, meth
     assert caught.value.in_doubt is in_doubt
 
 
-async def test_a_kept_connection_that_ends_is_no_outage_for_what_changes_nothing() -> None:
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+async def test_a_kept_connection_that_ends_is_no_outage_for_what_changes_nothing(reset: bool) -> None:
     """Each connection serves one request; the next one meets its end (RFC 9112, 9.3.1). A question may have a body."""
     asked: list[bytes] = []
     question = b"<propfind/>"
@@ -218,6 +220,8 @@ async def test_a_kept_connection_that_ends_is_no_outage_for_what_changes_nothing
             asked.append(data.split()[0])
             if answer:
                 await stream.send_all(answer)
+        if reset:
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         await stream.aclose()
 
     async with trio.open_nursery() as nursery:
