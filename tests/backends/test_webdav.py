@@ -265,20 +265,21 @@ async def test_a_missing_slash_is_added_when_the_server_says_so(broken: BrokenSe
 
 
 async def test_a_listing_of_100000_entries_is_whole_and_the_loop_goes_on_meanwhile(broken: BrokenServer) -> None:
+    """In seconds of our processor, so that a machine that stands still says nothing of the loop."""
     longest = 0.0
 
     async def watch() -> None:
         nonlocal longest
         while True:
-            before = trio.current_time()
+            before = time.process_time()
             await trio.sleep(0.001)
-            longest = max(longest, trio.current_time() - before)
+            longest = max(longest, time.process_time() - before)
 
     async with odd(broken, "many-100000") as backend, trio.open_nursery() as nursery:
         nursery.start_soon(watch)
-        started = trio.current_time()
+        started = time.process_time()
         entries = await backend.list(Place())
-        whole = trio.current_time() - started
+        whole = time.process_time() - started
         nursery.cancel_scope.cancel()
 
     assert len(entries) == 100_000
